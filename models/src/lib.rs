@@ -1,0 +1,3 @@
+//! The architectures as data.
+mod spec;
+pub use spec::*;
