@@ -1,0 +1,44 @@
+//! Shared by the benches: interleaved timing, the machine's own peak, and a line that says where it was measured.
+
+use std::time::Instant;
+
+/// Median and median absolute deviation, nanoseconds.
+#[derive(Clone, Copy)]
+pub struct Timing {
+    pub median_ns: f64,
+    pub mad_ns: f64,
+}
+
+/// Times every candidate in turn, round after round, so that a disturbance hits all alike. Each sample repeats the
+/// candidate until about `sample_ns` have passed.
+pub fn interleave(candidates: &mut [Box<dyn FnMut() + '_>], rounds: usize, sample_ns: f64) -> Vec<Timing> {
+    let repeats: Vec<usize> = candidates
+        .iter_mut()
+        .map(|run| {
+            run();
+            let start = Instant::now();
+            run();
+            (sample_ns / start.elapsed().as_nanos().max(1) as f64).ceil().clamp(1.0, 1e6) as usize
+        })
+        .collect();
+    let mut samples = vec![Vec::new(); candidates.len()];
+    for _ in 0..rounds {
+        for (i, run) in candidates.iter_mut().enumerate() {
+            let start = Instant::now();
+            (0..repeats[i]).for_each(|_| run());
+            samples[i].push(start.elapsed().as_nanos() as f64 / repeats[i] as f64);
+        }
+    }
+    samples.into_iter().map(timing).collect()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn timing(mut samples: Vec<f64>) -> Timing {
+    let median_ns = median(&mut samples);
+    let mut off: Vec<f64> = samples.iter().map(|s| (s - median_ns).abs()).collect();
+    Timing { median_ns, mad_ns: median(&mut off) }
+}

@@ -1,0 +1,119 @@
+//! How close does gather_gemm come to the machine's peak at the shapes of ResNet-50, and does it stay there when
+//! only half of the rows or channels are active?
+//!
+//! `cargo bench --bench gather_gemm [-- THREADS]`
+
+mod common;
+
+use laud_kernels::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Placement, Scratch};
+use laud_kernels::{Act, ActiveSet, Channels, ConvGeometry, Extent, Isa, Rows, Team};
+
+fn main() {
+    let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
+    let isa = Isa::detect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    println!("{} threads, {}", threads, isa.name());
+    println!("{:>28} {:>10} {:>10} {:>10}  GFLOP/s (useful)", "shape", "dense", "½ rows", "½ channels");
+    for (side, c_in, c_out, kernel, stride) in [
+        (56, 64, 64, 1, 1),
+        (56, 64, 64, 3, 1),
+        (56, 64, 256, 1, 1),
+        (56, 256, 64, 1, 1),
+        (56, 256, 128, 1, 1),
+        (56, 128, 128, 3, 2),
+        (28, 128, 128, 3, 1),
+        (28, 128, 512, 1, 1),
+        (28, 512, 128, 1, 1),
+        (14, 256, 256, 3, 1),
+        (14, 256, 1024, 1, 1),
+        (14, 1024, 256, 1, 1),
+        (7, 512, 512, 3, 1),
+        (7, 512, 2048, 1, 1),
+        (7, 2048, 512, 1, 1),
+        (14, 1024, 2048, 1, 2),
+    ] {
+        let (input, pad) = (Extent { h: side, w: side }, kernel / 2);
+        let output = Extent { h: side / stride, w: side / stride };
+        let geometry = ConvGeometry {
+            input,
+            output,
+            c_in,
+            c_out,
+            kernel,
+            stride,
+            pad_top: pad,
+            pad_left: pad,
+            groups: 1,
+        };
+        let weight = vec![0.01; geometry.weights()];
+        let bias = vec![0.1; c_out];
+        let spec = FilterSpec {
+            geometry,
+            weight: &weight,
+            bias: &bias,
+            input_constant: None,
+            output_constant: None,
+        };
+        // As many copies as keep the weights out of the private caches, as inside a network.
+        let copies = (24 << 20) / (geometry.weights() * 4) + 1;
+        let filters: Vec<_> =
+            (0..copies).map(|_| Filter::<f32>::pack(isa, &spec).expect("a valid filter")).collect();
+        let x = vec![0.5f32; input.pixels() * c_in];
+        let (all_rows, all_in, all_out) =
+            (Rows::all(1, output.pixels()), Channels::all(c_in), Channels::all(c_out));
+        let mut half_rows = Rows::with_capacity(1, output.pixels());
+        half_rows.clear(output.pixels());
+        (0..output.pixels() as u32)
+            .filter(|p| (p / 2 + p / output.w as u32 / 2) % 2 == 0)
+            .for_each(|p| half_rows.push(p));
+        half_rows.end_sample();
+        let half = |total: usize| {
+            let mut half = Channels::with_capacity(1, total);
+            half.clear(total);
+            (0..total as u32)
+                .filter(|c| (c / 8).wrapping_mul(2654435761) >> 16 & 1 == 0)
+                .for_each(|c| half.push(c));
+            half.end_sample();
+            half
+        };
+        let (half_in, half_out) = (half(c_in), half(c_out));
+        let sets = [
+            ActiveSet { rows: &all_rows, c_in: &all_in, c_out: &all_out },
+            ActiveSet { rows: &half_rows, c_in: &all_in, c_out: &all_out },
+            ActiveSet { rows: &all_rows, c_in: &half_in, c_out: &half_out },
+        ];
+        let flops = sets.map(|set| {
+            2.0 * (set.rows.len() * set.c_in.count(0) * set.c_out.count(0) * kernel * kernel) as f64
+        });
+        let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
+        for set in sets {
+            let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
+            let mut y = vec![0.0f32; output.pixels() * c_out];
+            let (filters, x, pool) = (&filters, &x, &pool);
+            let mut turn = 0;
+            candidates.push(Box::new(move || {
+                // One team for a batch of calls, as in an inference.
+                Team::scope(Some(pool), |team| {
+                    for _ in 0..8 {
+                        turn = (turn + 1) % filters.len();
+                        let call = GatherGemm {
+                            active: set,
+                            input: x,
+                            input_rows: Placement::Natural,
+                            output: &mut y,
+                            output_rows: Placement::Natural,
+                            residual: false,
+                            act: Act::Relu,
+                        };
+                        gather_gemm::run(isa, team, &filters[turn], &mut scratch, call)
+                            .expect("operands fit");
+                    }
+                });
+            }));
+        }
+        let times = common::interleave(&mut candidates, 9, 4e6);
+        let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
+        let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}");
+        println!("{shape:>28} {:10.0} {:10.0} {:10.0}", rate(0), rate(1), rate(2));
+    }
+}

@@ -1,0 +1,43 @@
+/// What can go wrong in a kernel or its preparation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operand does not have the size that the operation's geometry asks for.
+    #[error("{op}: {what} holds {got} elements, the geometry {geometry} needs {need}")]
+    Size {
+        /// Operation.
+        op: &'static str,
+        /// Operand.
+        what: &'static str,
+        /// Elements found.
+        got: usize,
+        /// Elements needed.
+        need: usize,
+        /// Geometry in words.
+        geometry: String,
+    },
+    /// The geometry itself is impossible or not supported.
+    #[error("{op}: {why} ({geometry})")]
+    Geometry {
+        /// Operation.
+        op: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+        /// Geometry in words.
+        geometry: String,
+    },
+    /// The instruction set was asked for by name and this machine lacks it.
+    #[error("instruction set {0} is not available on this machine; available: {1}")]
+    Isa(String, String),
+    /// Memory for a buffer could not be had.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// Buffer.
+        what: String,
+        /// Size.
+        bytes: usize,
+    },
+}
+
+/// Result of a kernel or its preparation.
+pub type Result<T> = std::result::Result<T, Error>;

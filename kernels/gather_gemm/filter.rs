@@ -1,0 +1,226 @@
+use crate::simd::{Simd, dispatch};
+use crate::{Buffer, ConvGeometry, Element, Error, Isa, Result};
+
+/// What a filter is made of: a convolution whose BatchNorm is folded.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterSpec<'a> {
+    /// Geometry.
+    pub geometry: ConvGeometry,
+    /// `[c_out, kernel, kernel, c_in / groups]`.
+    pub weight: &'a [f32],
+    /// `[c_out]`.
+    pub bias: &'a [f32],
+    /// `[c_in]`: what an inactive input channel is worth; `None`: zero.
+    pub input_constant: Option<&'a [f32]>,
+    /// `[c_out]`: what an inactive output channel is worth, subtracted from what is stored; `None`: zero.
+    pub output_constant: Option<&'a [f32]>,
+}
+
+/// A convolution's weights, packed for one instruction set.
+///
+/// Columns are cut into panels as wide as the GEMM tile; within a panel the order is `[tap][input channel][column]`,
+/// so that the kernel streams it. A grouped convolution has a panel (or several) per group; groups narrower than a
+/// vector share one, with zeros off the diagonal.
+pub struct Filter<E> {
+    geometry: ConvGeometry,
+    pub(super) panels: Vec<Panel>,
+    pub(super) data: Buffer<E>,
+    /// `[classes][c_out + slack]`: the bias with the input constant folded in, one row per set of taps inside.
+    pub(super) bias: Vec<f32>,
+    pub(super) bias_stride: usize,
+    pub(super) output_constant: Option<Vec<f32>>,
+    /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
+    pub(super) folded: bool,
+    pub(super) lanes: usize,
+    pub(super) panel_width: usize,
+    pub(super) max_rows: usize,
+}
+
+/// Some consecutive columns of a filter and the input channels they read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panel {
+    pub(super) c_out: usize,
+    pub(super) columns: usize,
+    pub(super) c_in: usize,
+    pub(super) inputs: usize,
+    /// Stored columns: `columns` rounded up to whole vectors.
+    pub(super) stored: usize,
+    pub(super) offset: usize,
+}
+
+/// Elements behind the end of packed data and bias that vector loads may touch.
+pub(super) const SLACK: usize = 64;
+
+impl<E: Element> Filter<E> {
+    /// Packs weights for `isa`.
+    ///
+    /// # Errors
+    /// When a size does not fit the geometry, the geometry is impossible, or memory runs out.
+    pub fn pack(isa: Isa, spec: &FilterSpec<'_>) -> Result<Self> {
+        let g = spec.geometry;
+        g.check("filter")?;
+        for (what, got, need) in [
+            ("weight", spec.weight.len(), g.weights()),
+            ("bias", spec.bias.len(), g.c_out),
+            ("input constant", spec.input_constant.map_or(g.c_in, <[f32]>::len), g.c_in),
+            ("output constant", spec.output_constant.map_or(g.c_out, <[f32]>::len), g.c_out),
+        ] {
+            if got != need {
+                return Err(Error::Size { op: "filter", what, got, need, geometry: g.to_string() });
+            }
+        }
+        let (lanes, nv, max_rows) = tile(isa);
+        let panels = cut(&g, lanes, lanes * nv);
+        let taps = g.kernel * g.kernel;
+        let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
+        let mut data = Buffer::zeroed(len + SLACK, "packed weights")?;
+        for panel in &panels {
+            let out = &mut data.as_mut_slice()[panel.offset..];
+            for o in panel.c_out..panel.c_out + panel.columns {
+                let first = o / g.group_out() * g.group_in() - panel.c_in;
+                for tap in 0..taps {
+                    let source = &spec.weight[(o * taps + tap) * g.group_in()..][..g.group_in()];
+                    for (c, &w) in source.iter().enumerate() {
+                        out[(tap * panel.inputs + first + c) * panel.stored + o - panel.c_out] =
+                            E::from_f32(w);
+                    }
+                }
+            }
+        }
+        let bias_stride = g.c_out + SLACK;
+        let classes = classes(&g);
+        let mut bias = vec![0.0; if spec.input_constant.is_some() { classes.len() } else { 1 } * bias_stride];
+        for (row, class) in bias.chunks_exact_mut(bias_stride).zip(classes) {
+            row[..g.c_out].copy_from_slice(spec.bias);
+            if let Some(constant) = spec.input_constant {
+                fold_constant(&mut row[..g.c_out], spec, constant, class);
+            }
+        }
+        let output_constant = spec.output_constant.map(|constant| {
+            let mut padded = constant.to_vec();
+            padded.resize(g.c_out + SLACK, 0.0);
+            padded
+        });
+        let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
+            && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
+        let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1;
+        let panel_width = lanes * nv;
+        Ok(Self {
+            geometry: g,
+            panels,
+            data,
+            bias,
+            bias_stride,
+            output_constant,
+            folded,
+            lanes,
+            panel_width,
+            max_rows,
+        })
+    }
+
+    /// Geometry it was packed for.
+    pub fn geometry(&self) -> &ConvGeometry {
+        &self.geometry
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<E>() + self.bias.len() * size_of::<f32>()
+    }
+
+    /// Row of the bias table for the output pixel `(y, x)`.
+    #[inline(always)]
+    pub(super) fn class(&self, y: usize, x: usize) -> usize {
+        if self.bias.len() == self.bias_stride {
+            return 0;
+        }
+        let g = &self.geometry;
+        let cut = |at: usize, pad: usize, size: usize| {
+            let first = (at * g.stride) as isize - pad as isize;
+            Cut {
+                before: (-first).max(0) as usize,
+                after: (first + g.kernel as isize - size as isize).max(0) as usize,
+            }
+        };
+        let (rows, columns) = cuts(g);
+        let (y, x) = (cut(y, g.pad_top, g.input.h), cut(x, g.pad_left, g.input.w));
+        let row = y.before * (rows.after + 1) + y.after;
+        (row * (columns.before + 1) + x.before) * (columns.after + 1) + x.after
+    }
+}
+
+/// Kernel rows (or columns) that lie outside the input.
+#[derive(Clone, Copy)]
+struct Cut {
+    before: usize,
+    after: usize,
+}
+
+/// The most kernel rows and columns that lie outside anywhere.
+fn cuts(g: &ConvGeometry) -> (Cut, Cut) {
+    let most = |pad: usize, output: usize, input: usize| Cut {
+        before: pad,
+        after: ((output - 1) * g.stride + g.kernel).saturating_sub(input + pad),
+    };
+    (most(g.pad_top, g.output.h, g.input.h), most(g.pad_left, g.output.w, g.input.w))
+}
+
+/// Bias rows: one for every way the kernel can be cut off, in the order of [`Filter::class`].
+fn classes(g: &ConvGeometry) -> Vec<(Cut, Cut)> {
+    let (rows, columns) = cuts(g);
+    let ways = |most: Cut| {
+        (0..=most.before).flat_map(move |before| (0..=most.after).map(move |after| Cut { before, after }))
+    };
+    ways(rows).flat_map(|y| ways(columns).map(move |x| (y, x))).collect()
+}
+
+/// Adds the response to the constant field `constant` that the taps inside see.
+fn fold_constant(bias: &mut [f32], spec: &FilterSpec<'_>, constant: &[f32], (y, x): (Cut, Cut)) {
+    let g = spec.geometry;
+    let inside = |cut: Cut| cut.before..g.kernel.saturating_sub(cut.after);
+    for (o, bias) in bias.iter_mut().enumerate() {
+        let constant = &constant[o / g.group_out() * g.group_in()..][..g.group_in()];
+        let mut sum = 0.0f64;
+        for r in inside(y) {
+            for s in inside(x) {
+                let tap = &spec.weight[((o * g.kernel + r) * g.kernel + s) * g.group_in()..][..g.group_in()];
+                sum += tap.iter().zip(constant).map(|(&w, &c)| f64::from(w) * f64::from(c)).sum::<f64>();
+            }
+        }
+        *bias = (f64::from(*bias) + sum) as f32;
+    }
+}
+
+/// Cuts the columns into panels.
+fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
+    let mut panels = Vec::new();
+    let mut offset = 0;
+    let together = if g.groups == 1 { 1 } else { (lanes / g.group_out()).clamp(1, g.groups) };
+    for group in (0..g.groups).step_by(together) {
+        let groups = together.min(g.groups - group);
+        let end = (group + groups) * g.group_out();
+        for c_out in (group * g.group_out()..end).step_by(width) {
+            let columns = width.min(end - c_out);
+            let stored = columns.next_multiple_of(lanes);
+            let inputs = groups * g.group_in();
+            panels.push(Panel { c_out, columns, c_in: group * g.group_in(), inputs, stored, offset });
+            offset += g.kernel * g.kernel * inputs * stored;
+        }
+    }
+    panels
+}
+
+dispatch! {
+    /// Lanes, vectors in a panel and rows of the GEMM tile.
+    fn tile_of<E>() -> (usize, usize, usize) = tile_of_set
+}
+
+#[inline(always)]
+fn tile_of_set<S: Simd, E: Element>() -> (usize, usize, usize) {
+    (S::LANES, S::NV, S::MR)
+}
+
+fn tile(isa: Isa) -> (usize, usize, usize) {
+    tile_of::<f32>(isa)
+}

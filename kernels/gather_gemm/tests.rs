@@ -1,0 +1,260 @@
+use super::*;
+use crate::testing::{Density, Random, worst};
+use crate::{Channels, ConvGeometry, Extent, Isa, Team};
+use proptest::prelude::*;
+
+/// One case, by everything that distinguishes it.
+#[derive(Clone, Debug)]
+struct Case {
+    geometry: ConvGeometry,
+    batch: usize,
+    rows: Density,
+    channels: Option<(Density, usize)>,
+    compact: bool,
+    residual: bool,
+    act: Act,
+    constants: bool,
+    threads: usize,
+    seed: u64,
+}
+
+impl Case {
+    fn of(geometry: ConvGeometry) -> Self {
+        Case {
+            geometry,
+            batch: 2,
+            rows: Density::All,
+            channels: None,
+            compact: false,
+            residual: false,
+            act: Act::Relu,
+            constants: false,
+            threads: 2,
+            seed: 1,
+        }
+    }
+}
+
+/// `c_in → c_out` convolution on an `h × w` map with the usual padding.
+fn conv(
+    h: usize,
+    w: usize,
+    c_in: usize,
+    c_out: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+) -> ConvGeometry {
+    let pad = kernel / 2;
+    let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
+    let (input, output) = (Extent { h, w }, Extent { h: along(h), w: along(w) });
+    ConvGeometry { input, output, c_in, c_out, kernel, stride, pad_top: pad, pad_left: pad, groups }
+}
+
+fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
+    let g = case.geometry;
+    let mut random = Random(case.seed);
+    let scale = 1.0 / ((g.kernel * g.kernel * g.group_in()) as f32).sqrt();
+    let round = |values: Vec<f32>| values.into_iter().map(|v| E::from_f32(v).to_f32()).collect::<Vec<_>>();
+    let weight = round(random.values(g.weights()).into_iter().map(|w| w * scale).collect());
+    let bias = random.values(g.c_out);
+    let (input_constant, output_constant) = (random.values(g.c_in), random.values(g.c_out));
+    let spec = FilterSpec {
+        geometry: g,
+        weight: &weight,
+        bias: &bias,
+        input_constant: case.constants.then_some(&input_constant),
+        output_constant: case.constants.then_some(&output_constant),
+    };
+    let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed % 2 == 0);
+    let list = |total: usize, random: &mut Random| match case.channels {
+        Some((density, group)) => density.channels(random, case.batch, total, group),
+        None => Channels::all(total),
+    };
+    let (c_in, c_out) = (list(g.c_in, &mut random), list(g.c_out, &mut random));
+    let compact_in = case.compact && g.is_pointwise();
+    let placement = |compact| if compact { Placement::Compact } else { Placement::Natural };
+    let input: Vec<E> =
+        random.values(case.batch * g.input.pixels() * g.c_in).into_iter().map(E::from_f32).collect();
+    let before: Vec<E> =
+        random.values(case.batch * g.output.pixels() * g.c_out).into_iter().map(E::from_f32).collect();
+
+    let call = |output| GatherGemm {
+        active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
+        input: &input,
+        input_rows: placement(compact_in),
+        output,
+        output_rows: placement(case.compact),
+        residual: case.residual,
+        act: case.act,
+    };
+    let mut want = before.clone();
+    reference(&spec, &mut call(&mut want));
+    let mut got = before.clone();
+    let filter = Filter::<E>::pack(isa, &spec).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build().unwrap();
+    let mut scratch: Vec<_> = (0..case.threads).map(|_| Scratch::new().unwrap()).collect();
+    Team::scope(Some(&pool), |team| run(isa, team, &filter, &mut scratch, call(&mut got))).unwrap();
+    let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+    let worst = worst(&values(&got), &values(&want), 1.0);
+    assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
+}
+
+/// f32 sums of up to a few thousand terms of order one over √terms, in another order.
+const SUMMATION_ORDER: f32 = 2e-5;
+/// One rounding to bf16 of a value that differs by [`SUMMATION_ORDER`].
+const BF16_ROUNDING: f32 = 8e-3;
+
+fn check_everywhere(case: &Case) {
+    for isa in Isa::available() {
+        check::<f32>(case, isa, SUMMATION_ORDER);
+    }
+    check::<half::bf16>(case, Isa::detect(), BF16_ROUNDING);
+}
+
+#[test]
+fn geometries_by_name() {
+    for geometry in [
+        conv(7, 7, 64, 96, 1, 1, 1),
+        conv(14, 14, 32, 48, 3, 1, 1),
+        conv(15, 9, 24, 40, 3, 2, 1),
+        conv(8, 8, 16, 16, 3, 1, 2),
+        conv(8, 8, 48, 48, 3, 1, 2),
+        conv(9, 9, 104, 104, 3, 2, 13),
+        conv(1, 1, 300, 10, 1, 1, 1),
+        conv(1, 5, 3, 7, 3, 1, 1),
+        conv(2, 2, 8, 8, 3, 2, 1),
+        conv(20, 20, 3, 64, 7, 2, 1),
+        ConvGeometry {
+            pad_top: 0,
+            pad_left: 0,
+            output: Extent { h: 8, w: 7 },
+            ..conv(22, 19, 3, 16, 7, 2, 1)
+        },
+        ConvGeometry { pad_top: 0, pad_left: 0, ..conv(8, 8, 12, 20, 3, 2, 1) },
+    ] {
+        for rows in Density::EVERY {
+            check_everywhere(&Case { rows, ..Case::of(geometry) });
+        }
+    }
+}
+
+#[test]
+fn channel_sets_differ_between_samples() {
+    for (geometry, group) in [
+        (conv(7, 7, 64, 64, 1, 1, 1), 8),
+        (conv(7, 7, 64, 64, 3, 1, 1), 8),
+        (conv(9, 7, 40, 72, 3, 2, 1), 1),
+        (conv(6, 6, 128, 128, 3, 1, 1), 2),
+        (conv(6, 6, 48, 48, 3, 1, 6), 4),
+        (conv(6, 6, 48, 48, 3, 1, 2), 8),
+    ] {
+        for density in Density::EVERY {
+            for constants in [false, true] {
+                let channels = Some((density, group));
+                check_everywhere(&Case { channels, constants, batch: 3, ..Case::of(geometry) });
+                check_everywhere(&Case { channels, constants, rows: Density::Half, ..Case::of(geometry) });
+            }
+        }
+    }
+}
+
+#[test]
+fn residual_adds_in_place_and_leaves_inactive_rows() {
+    for act in [Act::None, Act::Relu, Act::Relu6] {
+        for rows in Density::EVERY {
+            check_everywhere(&Case { rows, act, residual: true, ..Case::of(conv(10, 6, 40, 100, 1, 1, 1)) });
+        }
+    }
+}
+
+#[test]
+fn nan_in_the_input_is_not_swallowed() {
+    let geometry = ConvGeometry::pointwise(Extent { h: 1, w: 1 }, 4, 40);
+    let spec = FilterSpec {
+        geometry,
+        weight: &[0.5; 160],
+        bias: &[0.0; 40],
+        input_constant: None,
+        output_constant: None,
+    };
+    for isa in Isa::available() {
+        for act in [Act::None, Act::Relu, Act::Relu6] {
+            let filter = Filter::pack(isa, &spec).unwrap();
+            let (rows, c_in, c_out) = (Rows::all(1, 1), Channels::all(4), Channels::all(40));
+            let mut output = [0.0f32; 40];
+            let call = GatherGemm {
+                active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
+                input: &[1.0, f32::NAN, 0.0, 0.0],
+                input_rows: Placement::Natural,
+                output: &mut output,
+                output_rows: Placement::Natural,
+                residual: false,
+                act,
+            };
+            Team::scope(None, |team| run(isa, team, &filter, &mut [Scratch::new().unwrap()], call)).unwrap();
+            assert!(output.iter().all(|v| v.is_nan()), "{act:?} on {}", isa.name());
+        }
+    }
+}
+
+use crate::Rows;
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    let geometry = conv(4, 4, 8, 8, 3, 1, 1);
+    let weight = vec![0.0; geometry.weights()];
+    let spec = |weight| FilterSpec {
+        geometry,
+        weight,
+        bias: &[0.0; 8],
+        input_constant: None,
+        output_constant: None,
+    };
+    assert!(matches!(
+        Filter::<f32>::pack(Isa::detect(), &spec(&weight[1..])),
+        Err(Error::Size { what: "weight", .. })
+    ));
+    let filter = Filter::<f32>::pack(Isa::detect(), &spec(&weight)).unwrap();
+    let full = vec![0.0f32; 128];
+    let refuse = |rows: &Rows, c_in: &Channels, input: &[f32], outputs: usize, input_rows| {
+        let c_out = Channels::all(8);
+        let call = GatherGemm {
+            active: ActiveSet { rows, c_in, c_out: &c_out },
+            input,
+            input_rows,
+            output: &mut vec![0.0; outputs],
+            output_rows: Placement::Natural,
+            residual: false,
+            act: Act::None,
+        };
+        let outcome =
+            Team::scope(None, |team| run(Isa::detect(), team, &filter, &mut [Scratch::new().unwrap()], call));
+        assert!(outcome.is_err());
+    };
+    use Placement::{Compact, Natural};
+    refuse(&Rows::all(1, 16), &Channels::all(8), &full[1..], 128, Natural);
+    refuse(&Rows::all(1, 16), &Channels::all(8), &full, 127, Natural);
+    refuse(&Rows::all(1, 16), &Channels::all(8), &full, 128, Compact);
+    refuse(&Rows::all(1, 17), &Channels::all(8), &full, 200, Natural);
+    refuse(&Rows::all(2, 16), &Channels::all(8), &full, 256, Natural);
+    refuse(&Rows::all(1, 16), &Channels::all(9), &full, 128, Natural);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..Default::default() })]
+    #[test]
+    fn equals_the_reference(
+        (h, w, kernel, stride) in (1usize..12, 1usize..12, prop_oneof![Just(1usize), Just(3), Just(5)], 1usize..3),
+        (group, in_groups, out_groups, conv_groups) in (1usize..9, 1usize..9, 1usize..9, 1usize..4),
+        (batch, rows, channels) in (1usize..4, 0usize..4, 0usize..8),
+        (compact, residual, constants) in any::<(bool, bool, bool)>(),
+        (threads, seed) in (1usize..4, any::<u64>()),
+    ) {
+        let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
+        let channels = Density::EVERY.get(channels).map(|&density| (density, group));
+        let rows = Density::EVERY[rows];
+        let case = Case { geometry, batch, rows, channels, compact, residual, act: Act::Relu, constants, threads, seed };
+        check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
+    }
+}

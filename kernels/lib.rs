@@ -1,0 +1,20 @@
+//! The primitives of the laud runtime.
+
+mod active;
+mod buffer;
+mod element;
+mod error;
+pub mod gather_gemm;
+mod geometry;
+mod simd;
+mod team;
+#[cfg(test)]
+mod testing;
+
+pub use active::{ActiveSet, Channels, Rows};
+pub use buffer::Buffer;
+pub use element::{DType, Element};
+pub use error::{Error, Result};
+pub use geometry::{Act, ConvGeometry, Extent};
+pub use simd::Isa;
+pub use team::Team;

@@ -1,0 +1,227 @@
+//! Vector instruction sets, chosen at run time.
+//!
+//! [`Isa`] is a token: whoever holds one may run its instructions, because [`Isa::detect`] and [`Isa::named`] hand
+//! out only what the machine has. Kernels are written once, generic over [`Simd`], and compiled for each set inside
+//! a function that carries the `target_feature` (see [`dispatch!`](crate::simd::dispatch)).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+pub(crate) use portable::Portable;
+
+use crate::{DType, Element, Error, Result};
+
+/// A vector instruction set that this machine is known to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Isa(pub(crate) Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    Portable,
+}
+
+impl Isa {
+    /// Every set this machine has, the widest first; the last is always `portable`.
+    pub fn available() -> Vec<Isa> {
+        let mut sets = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                sets.push(Isa(Kind::Avx512));
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                sets.push(Isa(Kind::Avx2));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            sets.push(Isa(Kind::Neon));
+        }
+        sets.push(Isa(Kind::Portable));
+        sets
+    }
+
+    /// The widest set this machine has.
+    pub fn detect() -> Isa {
+        Isa::available()[0]
+    }
+
+    /// The set of that name (`avx512`, `avx2`, `neon`, `portable`).
+    ///
+    /// # Errors
+    /// [`Error::Isa`] when the machine lacks it or the name is unknown.
+    pub fn named(name: &str) -> Result<Isa> {
+        let sets = Isa::available();
+        sets.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
+            Error::Isa(name.to_owned(), sets.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            Kind::Portable => "portable",
+        }
+    }
+}
+
+/// Operations on a vector of `LANES` f32.
+///
+/// # Safety
+/// Every method may execute instructions of the set: a caller must run inside a function compiled for it, on a
+/// machine that has it. Pointers must be valid for the lanes that are read or written.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// The vector.
+    type V: Copy;
+    /// Lanes of f32.
+    const LANES: usize;
+    /// Vectors in a full column panel of the GEMM tile.
+    const NV: usize;
+    /// Most rows of the GEMM tile with full panels.
+    const MR: usize;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load_f32(p: *const f32) -> Self::V;
+    unsafe fn store_f32(p: *mut f32, v: Self::V);
+    /// Loads the first `n < LANES` lanes, zero elsewhere.
+    unsafe fn load_first_f32(p: *const f32, n: usize) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for `n` readable values, and n < LANES <= 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
+    /// Stores the first `n < LANES` lanes.
+    unsafe fn store_first_f32(p: *mut f32, n: usize, v: Self::V) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for `n` writable values, and n < LANES <= 16.
+        unsafe {
+            Self::store_f32(lanes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+    unsafe fn load_bf16(p: *const half::bf16) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for LANES <= 16 readable values.
+        unsafe {
+            for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+                *lane = (*p.add(i)).to_f32();
+            }
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
+    /// `a·b + c`, rounded once where the set has a fused multiply-add.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// Sum of all lanes.
+    unsafe fn sum(v: Self::V) -> f32;
+
+    /// Loads `LANES` elements of any type.
+    #[inline(always)]
+    unsafe fn load<E: Element>(p: *const E) -> Self::V {
+        // SAFETY: forwarded; the casts are between identical types, as DTYPE says.
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => Self::load_f32(p.cast()),
+                DType::Bf16 => Self::load_bf16(p.cast()),
+            }
+        }
+    }
+    /// Loads the first `n <= LANES` elements, zero elsewhere.
+    #[inline(always)]
+    unsafe fn load_first<E: Element>(p: *const E, n: usize) -> Self::V {
+        // SAFETY: forwarded; at most `n` elements are read.
+        unsafe {
+            if n >= Self::LANES {
+                return Self::load(p);
+            }
+            if E::DTYPE == DType::F32 {
+                return Self::load_first_f32(p.cast(), n);
+            }
+            let mut lanes = [0.0f32; 16];
+            for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                *lane = (*p.add(i)).to_f32();
+            }
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
+    /// Stores the first `n <= LANES` elements, rounding to nearest.
+    #[inline(always)]
+    unsafe fn store_first<E: Element>(p: *mut E, n: usize, v: Self::V) {
+        // SAFETY: forwarded; at most `n` elements are written.
+        unsafe {
+            if E::DTYPE == DType::F32 {
+                if n >= Self::LANES {
+                    return Self::store_f32(p.cast(), v);
+                }
+                return Self::store_first_f32(p.cast(), n, v);
+            }
+            let mut lanes = [0.0f32; 16];
+            Self::store_f32(lanes.as_mut_ptr(), v);
+            for (i, lane) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+                *p.add(i) = E::from_f32(*lane);
+            }
+        }
+    }
+}
+
+/// Defines `$name::run(isa, args)`: the generic kernel `$body::<S, E>` compiled once for every instruction set and
+/// picked by the token.
+macro_rules! dispatch {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$e:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name<$e: $crate::Element>(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+            fn avx512<$e: $crate::Element>($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::simd::Avx512, $e>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<$e: $crate::Element>($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::simd::Avx2, $e>($($arg),*)
+            }
+            match isa.0 {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the token says that the machine has these features.
+                $crate::simd::Kind::Avx512 => unsafe { avx512::<$e>($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the token says that the machine has these features.
+                $crate::simd::Kind::Avx2 => unsafe { avx2::<$e>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::simd::Kind::Neon => $body::<$crate::simd::Neon, $e>($($arg),*),
+                $crate::simd::Kind::Portable => $body::<$crate::simd::Portable, $e>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use dispatch;

@@ -1,0 +1,212 @@
+//! [`Team`]: the threads of one rayon pool working through the parallel steps of one inference.
+//!
+//! An inference is a hundred short parallel steps. Forking and joining at each costs more than many of them take,
+//! so a team forks once: one thread leads, running the program from the top, and the others look on and take
+//! chunks of whatever step the leader has opened. A step never waits for a thread that did not show up: with every
+//! other worker busy elsewhere the leader does all chunks itself, so any number of teams can share a pool.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// The threads that work on one inference.
+pub struct Team<'a> {
+    shared: &'a Shared,
+    threads: usize,
+}
+
+struct Shared {
+    /// Number of the open step, 0 while none is open; steps are numbered from 1.
+    open: AtomicUsize,
+    next: AtomicUsize,
+    /// Onlookers that may be reading `job`.
+    inside: AtomicUsize,
+    finished: AtomicBool,
+    job: UnsafeCell<Option<(Job<'static>, usize)>>,
+}
+
+// SAFETY: `job` is written by the leader only while no step is open and `inside` is zero, and read by onlookers only
+// between raising `inside` and lowering it, after seeing an open step.
+unsafe impl Sync for Shared {}
+
+impl Team<'_> {
+    /// Runs `program` with the pool's threads at its side; without a pool, on the calling thread alone.
+    pub fn scope<R: Send>(
+        pool: Option<&rayon::ThreadPool>,
+        program: impl FnOnce(&mut Team<'_>) -> R + Send,
+    ) -> R {
+        let shared = Shared {
+            open: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
+            finished: AtomicBool::new(false),
+            job: UnsafeCell::new(None),
+        };
+        match pool.filter(|pool| pool.current_num_threads() > 1) {
+            None => program(&mut Team { shared: &shared, threads: 1 }),
+            Some(pool) => pool.install(|| {
+                let threads = pool.current_num_threads();
+                let lead = || {
+                    let _finish = Finish(&shared);
+                    program(&mut Team { shared: &shared, threads })
+                };
+                rayon::join(lead, || look_on(&shared, 1, threads)).0
+            }),
+        }
+    }
+
+    /// Threads that may take part, the leader included.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `task(chunk, worker)` once for every chunk in `0..chunks`, in any order, on any of the threads, and
+    /// returns when all calls have. `worker` is below [`threads`](Self::threads) and no two calls that overlap in
+    /// time have the same.
+    pub fn for_each(&mut self, chunks: usize, task: impl Fn(usize, usize) + Sync) {
+        if self.threads == 1 || chunks <= 1 {
+            (0..chunks).for_each(|chunk| task(chunk, 0));
+            return;
+        }
+        let job: Job<'_> = &task;
+        // SAFETY: the lifetime is erased for as long as the step is open or an onlooker is inside; `Close` ends both
+        // before this function returns or unwinds, and `task` outlives it.
+        let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
+        self.shared.next.store(0, Ordering::Relaxed);
+        // SAFETY: no step is open and nobody is inside: the previous `Close` waited for that.
+        unsafe { *self.shared.job.get() = Some((job, chunks)) };
+        self.shared.open.store(1, Ordering::SeqCst);
+        let _close = Close(self.shared);
+        work(self.shared, job, chunks, 0);
+    }
+}
+
+fn work(shared: &Shared, job: Job<'_>, chunks: usize, worker: usize) {
+    loop {
+        let chunk = shared.next.fetch_add(1, Ordering::Relaxed);
+        if chunk >= chunks {
+            return;
+        }
+        job(chunk, worker);
+    }
+}
+
+/// Starts onlookers `worker..threads`, one of them on this thread.
+fn look_on(shared: &Shared, worker: usize, threads: usize) {
+    let own = || {
+        let mut idle = 0u32;
+        while !shared.finished.load(Ordering::Acquire) {
+            if shared.open.load(Ordering::Relaxed) == 0 || !help(shared, worker) {
+                idle += 1;
+                if idle.is_multiple_of(1 << 12) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            } else {
+                idle = 0;
+            }
+        }
+    };
+    if worker + 1 < threads {
+        rayon::join(own, || look_on(shared, worker + 1, threads));
+    } else {
+        own();
+    }
+}
+
+/// Takes part in the open step; false when there was nothing to do.
+fn help(shared: &Shared, worker: usize) -> bool {
+    struct Leave<'a>(&'a AtomicUsize);
+    impl Drop for Leave<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    shared.inside.fetch_add(1, Ordering::SeqCst);
+    let _leave = Leave(&shared.inside);
+    if shared.open.load(Ordering::SeqCst) == 0 {
+        return false;
+    }
+    // SAFETY: `inside` was raised before the step was seen open, so the leader waits for us before touching `job`.
+    let Some((job, chunks)) = (unsafe { *shared.job.get() }) else { return false };
+    if shared.next.load(Ordering::Relaxed) >= chunks {
+        return false;
+    }
+    work(shared, job, chunks, worker);
+    true
+}
+
+/// Closes the step and waits until no onlooker is inside, also when the leader's task unwinds.
+struct Close<'a>(&'a Shared);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.open.store(0, Ordering::SeqCst);
+        let mut spins = 0u32;
+        while self.0.inside.load(Ordering::SeqCst) != 0 {
+            spins += 1;
+            if spins.is_multiple_of(1 << 12) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+}
+
+/// Sends the onlookers home, also when the program unwinds.
+struct Finish<'a>(&'a Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.finished.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    fn every_chunk_once(pool: Option<&rayon::ThreadPool>) {
+        Team::scope(pool, |team| {
+            for chunks in [0, 1, 2, 7, 100] {
+                let hits: Vec<AtomicU32> = (0..chunks).map(|_| AtomicU32::new(0)).collect();
+                let busy: Vec<AtomicBool> = (0..team.threads()).map(|_| AtomicBool::new(false)).collect();
+                team.for_each(chunks, |chunk, worker| {
+                    assert!(!busy[worker].swap(true, Ordering::SeqCst), "two calls share worker {worker}");
+                    hits[chunk].fetch_add(1, Ordering::SeqCst);
+                    busy[worker].store(false, Ordering::SeqCst);
+                });
+                assert!(hits.iter().all(|hit| hit.load(Ordering::SeqCst) == 1));
+            }
+        });
+    }
+
+    #[test]
+    fn runs_every_chunk_once_at_any_size() {
+        every_chunk_once(None);
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for _ in 0..50 {
+                every_chunk_once(Some(&pool));
+            }
+        }
+    }
+
+    #[test]
+    fn many_teams_share_a_pool() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| (0..30).for_each(|_| every_chunk_once(Some(&pool))));
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_survives() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for _ in 0..20 {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                Team::scope(Some(&pool), |team| team.for_each(64, |chunk, _| assert_ne!(chunk, 63)));
+            }));
+            assert!(outcome.is_err());
+            every_chunk_once(Some(&pool));
+        }
+    }
+}
