@@ -1,5 +1,6 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::Mul;
 
 use crate::{Error, Result};
 
@@ -28,6 +29,15 @@ impl Density {
     /// The fraction, in `0..=1`.
     pub fn get(self) -> f64 {
         self.0
+    }
+}
+
+/// Density of what is active in both of two independent choices.
+impl Mul for Density {
+    type Output = Self;
+
+    fn mul(self, other: Self) -> Self {
+        Self(self.0 * other.0)
     }
 }
 

@@ -83,7 +83,7 @@ pub enum Error {
         expected: Vec<u32>,
     },
     /// JSON text does not describe the value that is read.
-    #[error("cannot parse {what}: {source}")]
+    #[error("cannot parse {what}")]
     Json {
         /// The kind of value that was expected.
         what: &'static str,
@@ -91,7 +91,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -7,6 +7,7 @@ use laud_predictor::prior::{
     SweepRow, TileOrder, Transactions,
 };
 use laud_predictor::{Density, Error};
+use proptest::prelude::*;
 
 const NETWORKS: &str = include_str!("data/dynetsim.csv");
 const OPERATORS: &str = include_str!("data/dynetsim_ops.csv");
@@ -14,8 +15,10 @@ const TILE_ORDERS: &str = include_str!("data/dynetsim_tile_orders.json");
 
 /// Rounding of sums of a few hundred terms in another order.
 const ROUNDING: f64 = 1e-12;
-/// Ties between tiles broken in ascending order instead of in the order of a Python set.
-const TIES: f64 = 3e-4;
+/// Ties between tiles broken in ascending order instead of in the order of a Python set, in mode spatial.
+const SPATIAL_TIES: f64 = 3e-4;
+/// The same in mode channel, where only the final addition works on patches.
+const CHANNEL_TIES: f64 = 1e-5;
 /// A Monte Carlo of 100 draws against its expectation.
 const MONTE_CARLO: f64 = 3e-3;
 
@@ -64,13 +67,15 @@ fn worst_per_mode(order: &TileOrder) -> HashMap<&'static str, (f64, &'static str
 #[test]
 fn networks_match_the_official_simulator() {
     let official = TileOrder::from_json(TILE_ORDERS).unwrap();
-    for (order, spatial) in [(TileOrder::ascending(), TIES), (official, ROUNDING)] {
+    for (order, spatial, channel) in
+        [(TileOrder::ascending(), SPATIAL_TIES, CHANNEL_TIES), (official, ROUNDING, ROUNDING)]
+    {
         let worst = worst_per_mode(&order);
         let tolerances = [
             ("static", ROUNDING),
             ("layer", ROUNDING),
             ("spatial", spatial),
-            ("channel_expected", ROUNDING),
+            ("channel_expected", channel),
             ("channel", MONTE_CARLO),
         ];
         for (mode, tolerance) in tolerances {
@@ -261,4 +266,39 @@ fn bad_queries_are_errors() {
     assert!(matches!(prior.network(&network, &zero_group, Density::ONE, 1), Err(Error::Size { .. })));
     let operator = Operator::Linear { inputs: 0, outputs: 10 };
     assert!(matches!(prior.operator(&operator, 1), Err(Error::Size { what: "inputs", .. })));
+}
+
+/// Sizes that are mostly usable, with zeros, primes and absurdities among them.
+fn any_size() -> impl Strategy<Value = u32> {
+    prop_oneof![6 => 1u32..80, 2 => Just(64), 1 => Just(0), 1 => any::<u32>(), 1 => 1u32..5000]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_block_gets_a_finite_latency_or_an_error(
+        sizes in prop::array::uniform6(any_size()),
+        extra in (any_size(), any_size(), prop::option::of(any_size()), any::<bool>(), 0..4),
+        density in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0, any::<f64>()],
+    ) {
+        let [in_channels, width, out_channels, in_size, granularity, batch] = sizes;
+        let (stride, groups, squeeze, projection, mode) = extra;
+        let (stride, groups) = (stride % 3, if groups % 2 == 0 { 1 } else { groups });
+        let block = Block {
+            stage: 0, in_channels, width, out_channels, in_size, stride, groups, squeeze, projection,
+        };
+        let mode = match mode {
+            0 => BlockMode::Static,
+            1 => BlockMode::Spatial { patch: granularity },
+            2 => BlockMode::Layer,
+            _ => BlockMode::Channel { group: granularity },
+        };
+        let Ok(density) = Density::new(density) else { return Ok(()) };
+        block.operators(mode, density);
+        if let Ok(latency) = prior("orin").block(&block, mode, density, batch) {
+            let total_s = latency.total().total_s();
+            prop_assert!(total_s.is_finite() && total_s > 0.0, "{total_s}");
+        }
+    }
 }

@@ -103,7 +103,7 @@ impl Block {
 
     /// The masker is one more output channel of conv1 that reads the input and computes next to nothing.
     fn layer_operators(&self, density: Density) -> SmallVec<[BlockOperator; 8]> {
-        let conv = ConvShape::pointwise(self.in_channels, self.width + 1, self.in_size, 1);
+        let conv = ConvShape::pointwise(self.in_channels, self.width.saturating_add(1), self.in_size, 1);
         let masker = Operator::Conv { conv, input: Density::ONE, output: Density::ZERO };
         let mut operators: SmallVec<[BlockOperator; 8]> = smallvec![always("masker", masker)];
         operators.extend(self.shortcut_operator());

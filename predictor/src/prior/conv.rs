@@ -26,9 +26,9 @@ impl ConvShape {
         Self { in_channels, out_channels, in_size, kernel: 1, groups: 1, stride }
     }
 
-    /// Side of the output map, in positions.
+    /// Side of the output map, in positions; 0 if the stride is.
     pub fn out_size(&self) -> u32 {
-        self.in_size / self.stride
+        self.in_size.checked_div(self.stride).unwrap_or(0)
     }
 
     pub(super) fn validate(&self) -> Result<()> {

@@ -25,6 +25,7 @@ mod machine;
 mod mode;
 mod network;
 mod operator;
+mod search;
 mod static_ops;
 mod sweep;
 mod tiles;
@@ -40,7 +41,7 @@ pub use sweep::SweepRow;
 pub use tiles::TileOrder;
 
 use machine::Machine;
-use operator::Search;
+use search::Search;
 use tiles::Choice;
 
 /// Whether scattered reads waste parts of memory transactions.
@@ -74,7 +75,7 @@ struct Limits {
 }
 
 const LIMITS: Limits =
-    Limits { channels: 1 << 20, size: 1 << 12, extent: 1 << 24, batch: 1 << 20, depth: 1 << 12 };
+    Limits { channels: 1 << 16, size: 1 << 12, extent: 1 << 24, batch: 1 << 20, depth: 1 << 12 };
 
 impl Limits {
     fn channels(&self, what: &'static str, value: u32) -> Result<()> {

@@ -37,9 +37,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The first part of every text form.
-    pub const NAMES: [&'static str; 4] = ["static", "spatial", "layer", "channel"];
-
     /// The mode's name, without granularities.
     pub fn name(&self) -> &'static str {
         match self {

@@ -27,9 +27,9 @@ pub struct Block {
 }
 
 impl Block {
-    /// Side of the output map, in positions.
+    /// Side of the output map, in positions; 0 if the stride is.
     pub fn out_size(&self) -> u32 {
-        self.in_size / self.stride
+        self.in_size.checked_div(self.stride).unwrap_or(0)
     }
 
     /// First convolution.

@@ -13,11 +13,11 @@ impl Machine<'_> {
     /// Dense convolution whose input and output channels are active at densities `input` and `output`.
     pub(super) fn conv(&self, conv: &ConvShape, input: Density, output: Density) -> Choice {
         let size = conv.out_size();
+        let active = input * output;
         let (input, output) = (input.get(), output.get());
-        let active = Density::new(input * output).expect("a product of fractions is a fraction");
         // The weights of inactive channels can only be left out where all samples agree: in a batch of one.
         let (weight_density, weight_rows) =
-            if self.batch == 1.0 { (input * output, output) } else { (1.0, 1.0) };
+            if self.batch == 1.0 { (active.get(), output) } else { (1.0, 1.0) };
         let dram_values = conv.weights() * weight_rows
             + conv.input_values() * self.batch * input
             + conv.output_values() * self.batch * output;
