@@ -2,13 +2,16 @@
 //! columns where only some are, and runs the register tile over it.
 
 use super::filter::{Panel, SLACK};
-use super::micro::{self, Tile};
+use super::micro::{self, Segment, Tile};
+use super::pack::{self, Columns, segments};
 use super::{Filter, GatherGemm, Placement};
-use crate::{Buffer, Element, Isa, Result, Team};
+use crate::{Buffer, Element, Extent, Isa, Result, Team};
 use std::ops::Range;
 
 /// Rows whose pointers are set up together; their input stays in the second-level cache while panels pass by.
 const BLOCK_ROWS: usize = 144;
+/// The same where every block packs its panels anew, which more rows must pay for.
+const PACKED_BLOCK_ROWS: usize = 448;
 /// Weights up to this size stay in the second-level cache next to a block of rows.
 const RESIDENT_BYTES: usize = 320 << 10;
 /// Chunks for each thread, so that a thread that is held up does not hold up the others.
@@ -20,6 +23,7 @@ pub struct Scratch<E> {
     out: Vec<*mut E>,
     bias: Vec<*const f32>,
     class: Vec<u32>,
+    segments: Vec<Segment>,
     zeros: Buffer<E>,
     packed: Buffer<E>,
     packed_bias: Vec<f32>,
@@ -40,6 +44,7 @@ impl<E: Element> Scratch<E> {
             out: vec![],
             bias: vec![],
             class: vec![],
+            segments: vec![],
             zeros,
             packed,
             packed_bias,
@@ -60,14 +65,17 @@ impl<E: Element> Scratch<E> {
             Ok(())
         };
         grow(&mut self.zeros, g.c_in.max(g.kernel * g.c_in * usize::from(filter.folded)) + SLACK, "padding")?;
-        let rows = BLOCK_ROWS + filter.max_rows;
+        let rows = if channels { PACKED_BLOCK_ROWS } else { BLOCK_ROWS } + filter.max_rows;
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         self.out.resize(self.out.len().max(rows), std::ptr::null_mut());
         self.bias.resize(self.bias.len().max(rows), std::ptr::null());
         self.class.resize(self.class.len().max(rows), 0);
+        let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
+        let runs = if channels { inputs.div_ceil(2) } else { 1 };
+        self.segments.clear();
+        self.segments.reserve(g.kernel * g.kernel * runs);
         if channels {
-            let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
             let width = filter.panel_width;
             grow(&mut self.packed, g.kernel * g.kernel * inputs * width + SLACK, "packed active columns")?;
             let bias = filter.bias.len() / filter.bias_stride * width + SLACK;
@@ -168,7 +176,8 @@ fn job<'a, E: Element>(
         return Job { rows, c_in, c_out, blocks: 0, columns: 0, columns_per_chunk: 1 };
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
-    let blocks = rows.len().div_ceil(BLOCK_ROWS);
+    let block_rows = if c_out.is_some() { PACKED_BLOCK_ROWS } else { BLOCK_ROWS };
+    let blocks = rows.len().div_ceil(block_rows);
     let bytes = filter.bytes() / filter.panels.len() * columns;
     let (blocks, columns_per_chunk) = if bytes <= RESIDENT_BYTES && c_out.is_none() && c_in.is_none() {
         let tiles = rows.len().div_ceil(filter.max_rows);
@@ -201,31 +210,32 @@ fn run_chunk<E: Element>(
     let tiles = block.len().div_ceil(filter.max_rows);
     let tile_rows = |t: usize| piece(block.len(), tiles, t)..piece(block.len(), tiles, t + 1);
     let g = filter.geometry();
-    let n_taps = if filter.folded { g.kernel } else { g.kernel * g.kernel };
+    let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
+    let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
     for t in 0..tiles {
         point(filter, call, block.start, tile_rows(t), n_taps, scratch, output);
     }
     for column in columns {
-        let panel = match (job.c_in, job.c_out) {
-            (None, None) => whole(filter, column, scratch, block.len()),
-            _ => some(filter, job, column, scratch, block.len()),
-        };
-        let Some((panel, bias_column)) = panel else { continue };
+        let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
+        for i in 0..block.len() {
+            scratch.bias[i] = match panel.packed {
+                false => filter.bias[scratch.class[i] as usize * filter.bias_stride..].as_ptr(),
+                true => scratch.packed_bias[scratch.class[i] as usize * filter.panel_width..].as_ptr(),
+            };
+        }
         for t in 0..tiles {
             let rows = tile_rows(t);
             let tile = Tile {
                 taps: scratch.taps[rows.start * n_taps..].as_ptr(),
-                n_taps,
                 rows: rows.len(),
-                c_in: panel.c_in,
-                inputs: if filter.folded { panel.inputs * g.kernel } else { panel.inputs },
+                segments: &scratch.segments,
                 panel: panel.data,
                 stored: panel.stored,
                 out: scratch.out[rows.start..].as_ptr(),
                 column: panel.c_out,
                 columns: panel.columns,
                 bias: scratch.bias[rows.start..].as_ptr(),
-                bias_column,
+                bias_column: if panel.packed { 0 } else { panel.c_out },
                 constant: panel.constant,
                 residual: call.residual,
                 act: call.act,
@@ -235,79 +245,76 @@ fn run_chunk<E: Element>(
     }
 }
 
-/// A panel ready to be multiplied with.
+/// A panel ready to be multiplied with; its reduction is in the scratch.
 struct Ready<E> {
     data: *const E,
     stored: usize,
-    /// First input channel and number of input channels, by position in the rows.
-    c_in: usize,
-    inputs: usize,
     /// First output channel and number of them, by position in the rows.
     c_out: usize,
     columns: usize,
     constant: *const f32,
+    /// Bias and constant were packed too.
+    packed: bool,
 }
 
-/// The panel as it was packed at load.
-fn whole<E: Element>(
-    filter: &Filter<E>,
-    column: usize,
-    scratch: &mut Scratch<E>,
-    rows: usize,
-) -> Option<(Ready<E>, usize)> {
-    let Panel { c_out, columns, c_in, inputs, stored, offset } = filter.panels[column];
-    for i in 0..rows {
-        scratch.bias[i] = filter.bias[scratch.class[i] as usize * filter.bias_stride..].as_ptr();
-    }
-    let constant =
-        filter.output_constant.as_ref().map_or(std::ptr::null(), |constant| constant[c_out..].as_ptr());
-    let data = filter.data.as_slice()[offset..].as_ptr();
-    Some((Ready { data, stored, c_in, inputs, c_out, columns, constant }, c_out))
-}
-
-/// Packs the active part of what the `column`-th panel stands for.
-fn some<E: Element>(
+/// Readies what the `column`-th panel stands for: as it was packed at load where all its columns are active, with
+/// the active columns packed again where only some are. Inactive input channels are left out of the reduction.
+fn prepare<E: Element>(
+    isa: Isa,
     filter: &Filter<E>,
     job: &Job<'_>,
     column: usize,
     scratch: &mut Scratch<E>,
-    rows: usize,
-) -> Option<(Ready<E>, usize)> {
+) -> Option<Ready<E>> {
     let g = filter.geometry();
     let within = |list: &[u32], from: usize, len: usize| {
         let position = |c: usize| list.partition_point(|&active| (active as usize) < c);
         position(from)..position(from + len)
     };
-    // Positions in the lists and the channels themselves.
+    // Positions in the lists, and the input channels the panel reads.
     let width = filter.panel_width;
-    let (out_span, window) = if g.groups == 1 {
-        let len = job.c_out.map_or(g.c_out, <[u32]>::len);
-        (column * width..len.min((column + 1) * width), 0..g.c_in)
-    } else {
-        let panel = filter.panels[column];
-        let all = panel.c_out..panel.c_out + panel.columns;
-        let span = job.c_out.map_or(all, |list| within(list, panel.c_out, panel.columns));
-        (span, panel.c_in..panel.c_in + panel.inputs)
+    let (out_span, window) = match (job.c_out, g.groups) {
+        (Some(list), 1) => (column * width..list.len().min((column + 1) * width), 0..g.c_in),
+        (list, _) => {
+            let Panel { c_out, columns, c_in, inputs, .. } = filter.panels[column];
+            (list.map_or(c_out..c_out + columns, |list| within(list, c_out, columns)), c_in..c_in + inputs)
+        }
     };
     if out_span.is_empty() {
         return None;
     }
     let in_span = job.c_in.map_or(window.clone(), |list| within(list, window.start, window.len()));
-    let stored = out_span.len().next_multiple_of(filter.lanes);
-    let runs = Runs::new(filter, job.c_out, out_span.clone());
-    let packed = scratch.packed.as_mut_slice().as_mut_ptr();
-    let source = filter.data.as_slice().as_ptr();
-    let mut row = 0;
-    for tap in 0..g.kernel * g.kernel {
-        for position in in_span.clone() {
-            let c = job.c_in.map_or(position, |list| list[position] as usize) - window.start;
-            // SAFETY: the scratch was reserved for all inputs × the panel width, plus slack; every run's source has
-            // slack behind it. Later runs and rows overwrite what an earlier copy wrote beyond its end.
-            unsafe { runs.copy(source, tap, c, packed.add(row * stored)) };
-            row += 1;
-        }
+    let inputs = job.c_in.map(|list| &list[in_span.clone()]);
+    scratch.segments.clear();
+    if job.c_out.is_none() {
+        segments(filter, &window, in_span, inputs, &mut scratch.segments);
+        let Panel { c_out, columns, stored, offset, .. } = filter.panels[column];
+        let constant =
+            filter.output_constant.as_ref().map_or(std::ptr::null(), |constant| constant[c_out..].as_ptr());
+        let data = filter.data.as_slice()[offset..].as_ptr();
+        return Some(Ready { data, stored, c_out, columns, constant, packed: false });
     }
+    let taps = g.kernel * g.kernel;
+    let stored = out_span.len().next_multiple_of(filter.lanes);
     let channel = |position: usize| job.c_out.map_or(position, |list| list[position] as usize);
+    let rows = in_span.len();
+    let columns = Columns::new(filter, out_span.clone().map(channel));
+    pack::copy(
+        isa,
+        &columns,
+        filter.data.as_slice(),
+        taps,
+        inputs,
+        &window,
+        scratch.packed.as_mut_slice(),
+        stored,
+    );
+    scratch.segments.extend((0..taps).map(|tap| Segment {
+        tap: tap as u32,
+        c_in: in_span.start as u32,
+        inputs: rows as u32,
+        panel_row: (tap * rows) as u32,
+    }));
     for class in 0..filter.bias.len() / filter.bias_stride {
         for (j, position) in out_span.clone().enumerate() {
             scratch.packed_bias[class * width + j] =
@@ -320,72 +327,39 @@ fn some<E: Element>(
         }
         scratch.packed_constant.as_ptr()
     });
-    for i in 0..rows {
-        scratch.bias[i] = scratch.packed_bias[scratch.class[i] as usize * width..].as_ptr();
-    }
-    let (c_in, inputs, c_out, columns) = (in_span.start, in_span.len(), out_span.start, out_span.len());
-    Some((Ready { data: packed, stored, c_in, inputs, c_out, columns, constant }, 0))
+    let data = scratch.packed.as_slice().as_ptr();
+    Some(Ready { data, stored, c_out: out_span.start, columns: out_span.len(), constant, packed: true })
 }
 
-/// Columns to pack, as runs that are neighbours in a source panel.
-struct Runs {
-    runs: [Run; 64],
-    len: usize,
+/// Walks over the pixels of maps in ascending order without dividing.
+struct Cursor {
+    map: Extent,
+    /// First pixel of the line, over the whole batch.
+    line: usize,
+    n: usize,
+    y: usize,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Run {
-    /// Offset of the run in its panel's first row.
-    source: usize,
-    /// Elements from one row of the panel to the next, and from one tap to the next.
-    row: usize,
-    tap: usize,
-    target: usize,
-    len: usize,
-}
-
-impl Runs {
-    fn new<E: Element>(filter: &Filter<E>, list: Option<&[u32]>, span: Range<usize>) -> Self {
-        let mut runs = Runs { runs: [Run::default(); 64], len: 0 };
-        let (mut next, mut panel_at) = (usize::MAX, 0);
-        for (target, position) in span.enumerate() {
-            let o = list.map_or(position, |list| list[position] as usize);
-            while filter.panels[panel_at].c_out + filter.panels[panel_at].columns <= o {
-                panel_at += 1;
-                next = usize::MAX;
-            }
-            if o == next {
-                runs.runs[runs.len - 1].len += 1;
-            } else {
-                let panel = &filter.panels[panel_at];
-                let source = panel.offset + o - panel.c_out;
-                let (row, tap) = (panel.stored, panel.inputs * panel.stored);
-                runs.runs[runs.len] = Run { source, row, tap, target, len: 1 };
-                runs.len += 1;
-            }
-            next = o + 1;
-        }
-        runs
+impl Cursor {
+    fn new(map: Extent, pixel: usize) -> Self {
+        let (n, within) = (pixel / map.pixels(), pixel % map.pixels());
+        Self { map, line: pixel - within % map.w, n, y: within / map.w }
     }
 
-    /// Copies one row (tap, input channel) of every run.
-    ///
-    /// # Safety
-    /// `source` is the packed filter, and 64 elements may be written from `target` and 16 behind.
+    /// Sample, row and column of `pixel`.
     #[inline(always)]
-    unsafe fn copy<E: Element>(&self, source: *const E, tap: usize, c: usize, target: *mut E) {
-        for run in &self.runs[..self.len] {
-            // SAFETY: in steps of 16, at most 15 elements past the run on either side, as the caller allows.
-            unsafe {
-                let from = source.add(run.source + tap * run.tap + c * run.row);
-                let to = target.add(run.target);
-                let mut at = 0;
-                while at < run.len {
-                    std::ptr::copy_nonoverlapping(from.add(at), to.add(at), 16);
-                    at += 16;
-                }
+    fn locate(&mut self, pixel: usize) -> (usize, usize, usize) {
+        if pixel - self.line >= 4 * self.map.w {
+            *self = Self::new(self.map, pixel);
+        }
+        while pixel - self.line >= self.map.w {
+            self.line += self.map.w;
+            self.y += 1;
+            if self.y == self.map.h {
+                (self.n, self.y) = (self.n + 1, 0);
             }
         }
+        (self.n, self.y, pixel - self.line)
     }
 }
 
@@ -402,53 +376,62 @@ fn point<E: Element>(
     let g = filter.geometry();
     let height = rows.len();
     let taps = &mut scratch.taps[rows.start * n_taps..rows.end * n_taps];
+    let (out, class) = (&mut scratch.out[rows.clone()], &mut scratch.class[rows.clone()]);
     let input = call.input.as_ptr();
+    let active = call.active.rows;
+    let first = first + rows.start;
+    for (slot, out) in out.iter_mut().enumerate() {
+        let at =
+            if call.output_rows == Placement::Natural { active.pixel(first + slot) } else { first + slot };
+        *out = output.wrapping_add(at * g.c_out);
+    }
     let classes = filter.bias.len() > filter.bias_stride;
-    let decode = classes || !g.is_pointwise();
-    let (out_pixels, out_w) = (g.output.pixels(), g.output.w);
-    for (slot, i) in rows.enumerate() {
-        let row = first + i;
-        let pixel = call.active.rows.pixel(row);
-        let at = if call.output_rows == Placement::Natural { pixel } else { row };
-        // SAFETY: `check` made sure that the output holds this row.
-        scratch.out[i] = unsafe { output.add(at * g.c_out) };
-        if !decode {
-            let at = if call.input_rows == Placement::Natural { pixel } else { row };
-            scratch.class[i] = 0;
-            // SAFETY: `check` made sure that the input holds this row.
-            taps[slot] = unsafe { input.add(at * g.c_in) };
-            continue;
+    if !classes {
+        class.fill(0);
+    }
+    if g.is_pointwise() {
+        for (slot, tap) in taps.iter_mut().enumerate() {
+            let at =
+                if call.input_rows == Placement::Natural { active.pixel(first + slot) } else { first + slot };
+            *tap = input.wrapping_add(at * g.c_in);
         }
-        let (n, within) = (pixel / out_pixels, pixel % out_pixels);
-        let (y, x) = (within / out_w, within % out_w);
-        scratch.class[i] = filter.class(y, x) as u32;
-        if g.is_pointwise() {
-            let at = if call.input_rows == Placement::Natural { pixel } else { row };
-            // SAFETY: as above.
-            taps[slot] = unsafe { input.add(at * g.c_in) };
-            continue;
+        return;
+    }
+    let mut cursor = Cursor::new(g.output, active.pixel(first));
+    let line = g.input.w * g.c_in;
+    let zeros = scratch.zeros.as_slice().as_ptr();
+    for slot in 0..height {
+        let (n, y, x) = cursor.locate(active.pixel(first + slot));
+        if classes {
+            class[slot] = filter.class(y, x) as u32;
         }
-        let (iy, ix) =
-            ((y * g.stride) as isize - g.pad_top as isize, (x * g.stride) as isize - g.pad_left as isize);
-        let sample = (n * g.input.pixels()) as isize;
-        let origin = (sample + iy * g.input.w as isize + ix) * g.c_in as isize;
-        let line = (g.input.w * g.c_in) as isize;
-        if filter.folded {
+        // Wraps below zero where the kernel hangs over the edge.
+        let (iy, ix) = ((y * g.stride).wrapping_sub(g.pad_top), (x * g.stride).wrapping_sub(g.pad_left));
+        let origin = (n * g.input.pixels()).wrapping_add(iy.wrapping_mul(g.input.w)).wrapping_add(ix);
+        let origin = input.wrapping_add(origin.wrapping_mul(g.c_in));
+        let mut tap = slot;
+        if n_taps < g.kernel * g.kernel {
             for r in 0..g.kernel {
-                taps[r * height + slot] = input.wrapping_offset(origin + r as isize * line);
+                taps[tap] = origin.wrapping_add(r * line);
+                tap += height;
             }
             continue;
         }
-        let k = g.kernel as isize;
-        let inside = iy >= 0 && ix >= 0 && iy + k <= g.input.h as isize && ix + k <= g.input.w as isize;
-        for r in 0..k {
-            for s in 0..k {
-                let hit = inside
-                    || ((0..g.input.h as isize).contains(&(iy + r))
-                        && (0..g.input.w as isize).contains(&(ix + s)));
-                let pointer = input.wrapping_offset(origin + r * line + s * g.c_in as isize);
-                let tap = (r * k + s) as usize;
-                taps[tap * height + slot] = if hit { pointer } else { scratch.zeros.as_slice().as_ptr() };
+        let inside = |at: usize, size: usize| at < size && at + g.kernel <= size;
+        if inside(iy, g.input.h) && inside(ix, g.input.w) {
+            for r in 0..g.kernel {
+                for s in 0..g.kernel {
+                    taps[tap] = origin.wrapping_add(r * line + s * g.c_in);
+                    tap += height;
+                }
+            }
+            continue;
+        }
+        for r in 0..g.kernel {
+            for s in 0..g.kernel {
+                let hit = iy.wrapping_add(r) < g.input.h && ix.wrapping_add(s) < g.input.w;
+                taps[tap] = if hit { origin.wrapping_add(r * line + s * g.c_in) } else { zeros };
+                tap += height;
             }
         }
     }

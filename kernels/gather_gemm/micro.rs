@@ -1,20 +1,29 @@
 //! The register tile: up to `S::MR` gathered rows × one panel of columns, over the whole reduction.
 
+/// A stretch of the reduction: consecutive input channels of one tap.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Segment {
+    pub(super) tap: u32,
+    /// First input channel, from where the tap's row starts.
+    pub(super) c_in: u32,
+    /// Input channels.
+    pub(super) inputs: u32,
+    /// Row of the panel that the first input channel meets.
+    pub(super) panel_row: u32,
+}
+
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element};
 
 /// One tile. Pointers that are indexed by row have `rows` entries.
 #[derive(Clone, Copy)]
-pub(super) struct Tile<E> {
+pub(super) struct Tile<'a, E> {
     /// `[taps][rows]`: where each row's input of each tap starts.
     pub(super) taps: *const *const E,
-    pub(super) n_taps: usize,
     pub(super) rows: usize,
-    /// First input channel, from the tap's start.
-    pub(super) c_in: usize,
-    /// Input channels of a tap.
-    pub(super) inputs: usize,
-    /// `[taps][inputs][stored]`.
+    /// The reduction.
+    pub(super) segments: &'a [Segment],
+    /// `[panel rows][stored]`.
     pub(super) panel: *const E,
     /// Stored columns, whole vectors.
     pub(super) stored: usize,
@@ -34,15 +43,15 @@ pub(super) struct Tile<E> {
 }
 
 dispatch! {
-    /// Computes `tiles` one after the other.
+    /// Computes one tile.
     ///
     /// Every pointer of a tile must be valid for what its shape says, with `SLACK` readable elements behind panel,
     /// bias and constant; no other thread touches the outputs meanwhile.
-    pub(super) fn compute<E>(tile: &Tile<E>) = compute_set
+    pub(super) fn compute<E>(tile: &Tile<'_, E>) = compute_set
 }
 
 #[inline(always)]
-fn compute_set<S: Simd, E: Element>(tile: &Tile<E>) {
+fn compute_set<S: Simd, E: Element>(tile: &Tile<'_, E>) {
     macro_rules! by_rows {
         ($nv:literal: $($mr:literal)*) => {
             match tile.rows {
@@ -64,18 +73,18 @@ fn compute_set<S: Simd, E: Element>(tile: &Tile<E>) {
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(tile: &Tile<E>) {
+unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(tile: &Tile<'_, E>) {
     if MR > S::MR {
         unreachable!("taller than the tile of this instruction set");
     }
     // SAFETY: see above.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
-        let mut b = tile.panel;
-        for tap in 0..tile.n_taps {
-            let starts = tile.taps.add(tap * MR);
-            let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(tile.c_in));
-            for k in 0..tile.inputs {
+        for segment in tile.segments {
+            let starts = tile.taps.add(segment.tap as usize * MR);
+            let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
+            let mut b = tile.panel.add(segment.panel_row as usize * NV * S::LANES);
+            for k in 0..segment.inputs as usize {
                 let columns: [S::V; NV] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
                 for i in 0..MR {
                     let value = S::splat((*a[i].add(k)).to_f32());
@@ -96,7 +105,7 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(tile: &Ti
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
 unsafe fn finish<S: Simd, E: Element, const MR: usize, const NV: usize>(
-    tile: &Tile<E>,
+    tile: &Tile<'_, E>,
     acc: &[[S::V; NV]; MR],
 ) {
     // SAFETY: see above.

@@ -20,6 +20,7 @@
 pub(crate) mod cpu;
 mod filter;
 mod micro;
+mod pack;
 #[cfg(test)]
 mod tests;
 
