@@ -4,7 +4,7 @@
 use crate::{Error, Result};
 
 /// Height and width of a feature map, pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// Rows.
     pub h: usize,

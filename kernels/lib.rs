@@ -2,8 +2,11 @@
 
 mod active;
 mod buffer;
+pub mod compact;
+mod disjoint;
 mod element;
 mod error;
+pub mod gate;
 pub mod gather_gemm;
 mod geometry;
 mod simd;
@@ -13,6 +16,7 @@ mod testing;
 
 pub use active::{ActiveSet, Channels, Rows};
 pub use buffer::Buffer;
+pub(crate) use disjoint::Disjoint;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
 pub use geometry::{Act, ConvGeometry, Extent};
