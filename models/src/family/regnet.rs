@@ -41,7 +41,7 @@ impl Family for RegNet {
         }
         let config = match &config.regnet {
             Some(params) => {
-                let (depths, widths, groups) = params.stages()?;
+                let [depths, widths, groups] = params.stages()?;
                 let quantised = NetConfig {
                     depths: Some(depths),
                     widths: Some(widths),
@@ -254,7 +254,7 @@ impl RegNet {
 
 impl RegNetParams {
     /// Depths, widths and group widths of the stages, as torchvision's `BlockParams.from_init_params`.
-    fn stages(&self) -> Result<(Vec<usize>, Vec<usize>, Vec<usize>), Error> {
+    fn stages(&self) -> Result<[Vec<usize>; 3], Error> {
         const QUANTUM: f64 = 8.0;
         let depth = count("regnet.depth", self.depth, layers::MAX_DEPTH)?;
         let w_0 = count("regnet.w_0", self.w_0, MAX_CHANNELS)? as f64;
@@ -288,6 +288,6 @@ impl RegNetParams {
             .zip(&groups)
             .map(|(&(width, _), &group)| common::divisible(width as f64, group))
             .collect();
-        Ok((stages.iter().map(|&(_, depth)| depth).collect(), widths, groups))
+        Ok([stages.iter().map(|&(_, depth)| depth).collect(), widths, groups])
     }
 }
