@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod contradiction;
 mod error;
 mod family;
 mod gates;
@@ -33,8 +34,10 @@ mod infer;
 mod layers;
 mod macs;
 mod mask;
+mod names;
 mod parameters;
 mod spec;
+mod stage;
 mod validate;
 
 pub use config::*;
@@ -43,5 +46,7 @@ pub use family::preset_names;
 pub use infer::infer;
 pub use macs::*;
 pub use mask::MaskGrid;
+pub use names::canonical_name;
 pub use parameters::*;
 pub use spec::*;
+pub use stage::*;

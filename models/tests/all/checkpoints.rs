@@ -1,4 +1,4 @@
-use laud_models::{NetConfig, Shapes, infer, preset_names};
+use laud_models::{NetConfig, Shapes, canonical_name, infer, preset_names};
 
 use crate::{net, shapes};
 
@@ -178,4 +178,16 @@ fn without_gates_is_the_static_network() {
     );
     assert_ne!(gated, net("resnet56", ""));
     assert_eq!(gated.without_gates(), net("resnet56", ""));
+}
+
+#[test]
+fn names_of_other_code_bases_are_known() {
+    for (theirs, ours) in [
+        ("module.layer1.0.conv1.weight", "layer1.0.conv1.weight"),
+        ("layer2.1.masker.conv2.bias", "layer2.1.masker_spatial.conv.bias"),
+        ("module.linear.weight", "fc.weight"),
+        ("layer1.0.masker_channel.linear.weight", "layer1.0.masker_channel.linear.weight"),
+    ] {
+        assert_eq!(canonical_name(theirs), ours);
+    }
 }

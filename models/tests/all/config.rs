@@ -1,4 +1,4 @@
-use laud_models::{GateMode, MapSize, NetConfig, PerStage, Shortcut, SqueezePooling};
+use laud_models::{Activation, GateMode, MapSize, MaskPoint, NetConfig, PerStage, Shortcut, SqueezePooling};
 use proptest::prelude::*;
 
 use crate::{error, net};
@@ -170,6 +170,32 @@ fn presets_differ_where_their_papers_do() {
     let widths: Vec<_> = widths.iter().map(|block| block.convs.last().unwrap().c_out).collect();
     assert_eq!(widths, [24, 32, 48, 88, 136, 224, 448]);
     assert_eq!(mobile.head.fc.c_in, 1792);
+}
+
+#[test]
+fn activations_and_mask_points_are_the_familys() {
+    use Activation::{None, Relu, Relu6};
+    for (arch, inner, behind, point) in [
+        ("resnet18", Relu, Relu, MaskPoint::BeforeNorm),
+        ("resnet50", Relu, Relu, MaskPoint::BeforeNorm),
+        ("resnet20", Relu, Relu, MaskPoint::BeforeNorm),
+        ("regnet_y_400mf", Relu, Relu, MaskPoint::AfterActivation),
+        ("mobilenet_v2", Relu6, None, MaskPoint::AfterActivation),
+    ] {
+        let net = net(arch, r#""dyn_mode": "channel", "channel_granularity": 2"#);
+        assert_eq!(net.stem.conv.act, inner, "{arch}");
+        for block in &net.blocks {
+            let (last, before) = block.convs.split_last().unwrap();
+            assert!(last.act == None && before.iter().all(|conv| conv.act == inner), "{arch} {}", block.name);
+            assert_eq!(block.act, behind, "{arch}");
+            if let Shortcut::Projection(conv) = &block.shortcut {
+                assert_eq!(conv.act, None, "{arch} {}", block.name);
+            }
+            if let Some(gate) = &block.gate.channel {
+                assert_eq!(gate.point, point, "{arch}");
+            }
+        }
+    }
 }
 
 #[test]

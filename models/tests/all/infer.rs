@@ -95,6 +95,17 @@ fn stages_of_narrow_mobilenets_need_no_change_of_width() {
     assert_eq!(found.build().unwrap().blocks, narrow.blocks);
 }
 
+/// The metadata of the official code's networks are hints that agree with their tensors.
+#[test]
+fn official_metadata_is_a_hint() {
+    let cases: serde_json::Value = serde_json::from_str(include_str!("../data/official_macs.json")).unwrap();
+    for case in cases.as_array().unwrap() {
+        let config = NetConfig::from_value(case["config"].clone()).unwrap();
+        let net = config.build().unwrap();
+        assert_eq!(infer(&shapes(&net), &config).unwrap().build().unwrap(), net);
+    }
+}
+
 fn any_config() -> impl Strategy<Value = NetConfig> {
     let arch =
         prop::sample::select(vec!["resnet18", "resnet50", "resnet20", "regnet_y_400mf", "mobilenet_v2"]);
