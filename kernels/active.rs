@@ -49,6 +49,15 @@ impl Rows {
         self.start.extend((1..=batch).map(|n| (n * pixels) as u32));
     }
 
+    /// Becomes a copy of `other`.
+    pub fn copy_from(&mut self, other: &Rows) {
+        (self.pixels, self.all) = (other.pixels, other.all);
+        self.index.clear();
+        self.index.extend_from_slice(&other.index);
+        self.start.clear();
+        self.start.extend_from_slice(&other.start);
+    }
+
     /// Forgets all samples; maps now have `pixels` pixels. [`push`](Self::push) and
     /// [`end_sample`](Self::end_sample) fill in samples again.
     pub fn clear(&mut self, pixels: usize) {

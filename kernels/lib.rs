@@ -9,6 +9,8 @@ mod error;
 pub mod gate;
 pub mod gather_gemm;
 mod geometry;
+pub mod layout;
+pub mod shortcut;
 mod simd;
 mod team;
 #[cfg(test)]

@@ -73,6 +73,13 @@ impl BitMap {
         }
     }
 
+    /// Becomes a copy of `other`.
+    pub fn copy_from(&mut self, other: &BitMap) {
+        (self.batch, self.map, self.words) = (other.batch, other.map, other.words);
+        self.bits.clear();
+        self.bits.extend_from_slice(&other.bits);
+    }
+
     /// Everything that `active`, the output of a convolution, reads of its input.
     ///
     /// # Panics

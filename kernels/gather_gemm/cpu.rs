@@ -125,7 +125,7 @@ pub fn run<E: Element>(
     team: &mut Team<'_>,
     filter: &Filter<E>,
     scratch: &mut [Scratch<E>],
-    call: GatherGemm<'_, E>,
+    call: GatherGemm<'_, [E]>,
 ) -> Result<()> {
     call.check(filter)?;
     let some_channels = !(call.active.c_in.is_all() && call.active.c_out.is_all());
@@ -158,7 +158,7 @@ pub fn run<E: Element>(
 
 fn job<'a, E: Element>(
     filter: &Filter<E>,
-    call: &GatherGemm<'a, E>,
+    call: &GatherGemm<'a, [E]>,
     threads: usize,
     jobs: usize,
     n: usize,
@@ -197,7 +197,7 @@ fn piece(len: usize, pieces: usize, i: usize) -> usize {
 fn run_chunk<E: Element>(
     isa: Isa,
     filter: &Filter<E>,
-    call: &GatherGemm<'_, E>,
+    call: &GatherGemm<'_, [E]>,
     job: &Job<'_>,
     chunk: usize,
     scratch: &mut Scratch<E>,
@@ -366,7 +366,7 @@ impl Cursor {
 /// Fills in the pointers of the rows of one tile (`rows` counted from `first`).
 fn point<E: Element>(
     filter: &Filter<E>,
-    call: &GatherGemm<'_, E>,
+    call: &GatherGemm<'_, [E]>,
     first: usize,
     rows: Range<usize>,
     n_taps: usize,

@@ -38,16 +38,16 @@ pub enum Placement {
     Compact,
 }
 
-/// One call.
-pub struct GatherGemm<'a, E> {
+/// One call, over operands of type `T`: slices here, device memory at the [`Backend`](crate::Backend).
+pub struct GatherGemm<'a, T: ?Sized> {
     /// What to compute.
     pub active: ActiveSet<'a>,
     /// Input activations, `[rows, c_in]`.
-    pub input: &'a [E],
+    pub input: &'a T,
     /// Where the input rows lie; `Compact` only for pointwise geometries.
     pub input_rows: Placement,
     /// Output activations, `[rows, c_out]`; everything outside the active set stays as it is.
-    pub output: &'a mut [E],
+    pub output: &'a mut T,
     /// Where the output rows lie.
     pub output_rows: Placement,
     /// Add what the output holds before the activation: the residual connection, in place.
@@ -56,7 +56,7 @@ pub struct GatherGemm<'a, E> {
     pub act: Act,
 }
 
-impl<E: Element> GatherGemm<'_, E> {
+impl<E: Element> GatherGemm<'_, [E]> {
     /// Checks every operand against the filter, so that the kernels can index without doing so.
     fn check(&self, filter: &Filter<E>) -> Result<()> {
         let geometry = filter.geometry();
@@ -100,7 +100,7 @@ impl<E: Element> GatherGemm<'_, E> {
 }
 
 /// The definition: plain loops over everything, in f32. `spec` is what the filter was packed from.
-pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut GatherGemm<'_, E>) {
+pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut GatherGemm<'_, [E]>) {
     let g = spec.geometry;
     let every = |list: Option<&[u32]>, total: usize| match list {
         Some(list) => list.iter().map(|&c| c as usize).collect::<Vec<_>>(),

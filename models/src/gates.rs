@@ -2,8 +2,8 @@
 
 use crate::layers::count;
 use crate::{
-    ChannelGateSpec, ChannelHead, ChannelMasker, Error, GateMode, GateSpec, MapSize, MaskPoint, NetConfig,
-    SpatialGateSpec,
+    Activation, ChannelGateSpec, ChannelHead, ChannelMasker, ConvSpec, Error, GateMode, GateSpec, MapSize,
+    MaskPoint, NetConfig, NormSpec, Padding, SpatialGateSpec,
 };
 
 /// Default `reduction` of the channel maskers.
@@ -156,4 +156,22 @@ impl StageGates {
 /// (LAUDNet, imagenet_classification/models/utils.py, `Masker_channel_MLP`).
 pub(crate) fn mlp_hidden(groups: usize, reduction: usize) -> usize {
     (groups / reduction).max(MIN_HIDDEN)
+}
+
+impl ChannelGateSpec {
+    /// The 1×1 convolution to `hidden` channels in front of the pool of a [`ChannelHead::ConvLinear`] masker.
+    pub fn reduce_conv(&self, hidden: usize) -> ConvSpec {
+        ConvSpec {
+            weight: format!("{}.conv.0.weight", self.prefix),
+            bias: None,
+            norm: Some(NormSpec { prefix: format!("{}.conv.1", self.prefix), eps: crate::layers::NORM_EPS }),
+            c_in: self.c_in,
+            c_out: hidden,
+            kernel: 1,
+            stride: 1,
+            groups: 1,
+            pad: Padding::default(),
+            act: Activation::Relu,
+        }
+    }
 }

@@ -114,7 +114,7 @@ pub struct ConvSpec {
 }
 
 /// Zero padding in pixels. torchvision pads alike on all sides, TensorFlow's `SAME` more at the bottom and right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Padding {
     /// Rows above.
     pub top: usize,
