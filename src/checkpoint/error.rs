@@ -113,8 +113,8 @@ pub(super) fn one_line(text: &str) -> String {
 
 fn shorten(text: &str, limit: usize) -> String {
     let mut out = String::new();
-    for (count, c) in text.chars().enumerate() {
-        if count == limit {
+    for c in text.chars() {
+        if out.len() >= limit {
             out.push('…');
             break;
         }
