@@ -11,7 +11,7 @@ const MAX_RANK: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::checkpoint) struct Ref(u32);
 
-/// Every value of one run. Values refer to each other by [`Ref`], so that shared and even cyclic structures are plain
+/// Every value of one run. Values refer to each other by [`Ref`], so that structures with several owners, even cyclic ones, are plain
 /// data; whoever walks them bounds the depth.
 #[derive(Debug, Default)]
 pub(in crate::checkpoint) struct Heap<'p>(Vec<Value<'p>>);

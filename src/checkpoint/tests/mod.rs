@@ -40,9 +40,9 @@ fn exercise(bytes: Vec<u8>) {
 }
 
 #[test]
-fn a_checkpoint_can_be_shared_between_threads() {
-    fn shared<T: Send + Sync>() {}
-    shared::<Checkpoint>();
+fn threads_can_use_one_checkpoint() {
+    fn any_thread<T: Send + Sync>() {}
+    any_thread::<Checkpoint>();
 }
 
 #[test]
