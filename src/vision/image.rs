@@ -2,8 +2,9 @@
 //!
 //! Pixels are what `PIL.Image.open(f).convert("RGB")` gives, because that is what the checkpoints were trained and
 //! measured with: alpha is dropped and not blended, 16-bit samples keep their high byte, colour profiles and the EXIF
-//! orientation are ignored. The format is recognised by content, never by the file's name. The exceptions: decoders
-//! round differently, which is worth a few levels in a JPEG's chroma; a CMYK JPEG is read as Adobe's inverted one.
+//! orientation are ignored. The format is recognised by content, never by the file's name. Two exceptions: lossy
+//! decoders round differently, by a few levels at worst; 16-bit grey keeps its high byte too, where Pillow clips it
+//! to white.
 //!
 //! Everything here is hostile input. A file is refused with one line that names it and the reason; memory stays
 //! below about 1 GiB whatever the header says, and a JPEG whose header announces more pixels than its bytes can hold
@@ -48,8 +49,10 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
         Ok(other) => bail!("{other:?} images are not supported; JPEG, PNG, WebP and BMP are"),
         Err(_) => bail!("not a JPEG, PNG, WebP or BMP image"),
     };
-    if format == ImageFormat::Jpeg {
-        jpeg::check(bytes, MAX_PIXELS)?;
+    match format {
+        ImageFormat::Jpeg => jpeg::check(bytes, MAX_PIXELS)?,
+        ImageFormat::WebP => check_riff(bytes)?,
+        _ => {}
     }
     decode_as(format, bytes).map_err(|e| anyhow!("{}", one_line(&format!("{e:#}"))))
 }
@@ -89,6 +92,13 @@ pub(super) fn check_size(w: u64, h: u64, max_pixels: u64) -> Result<()> {
         "{w}×{h} pixels; at most {} million are supported",
         max_pixels / 1_000_000
     );
+    Ok(())
+}
+
+/// Refuses a WebP of fewer bytes than its container announces, as libwebp does; the decoder fills in what is missing.
+fn check_riff(bytes: &[u8]) -> Result<()> {
+    let announced = bytes.get(4..).and_then(|b| b.first_chunk()).map(|b| u64::from(u32::from_le_bytes(*b)));
+    ensure!(announced.is_some_and(|n| n + 8 <= bytes.len() as u64), "the WebP is truncated");
     Ok(())
 }
 

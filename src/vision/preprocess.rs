@@ -117,7 +117,7 @@ impl Preprocess {
 }
 
 /// Size after the shorter side became `short`: torchvision's `int(short * long / short_before)`.
-fn resized(from: MapSize, short: usize) -> MapSize {
+pub(super) fn resized(from: MapSize, short: usize) -> MapSize {
     let long = |long: usize, before: usize| (short as u64 * long as u64 / before as u64) as usize;
     if from.w <= from.h {
         MapSize { w: short, h: long(from.h, from.w) }
@@ -128,16 +128,16 @@ fn resized(from: MapSize, short: usize) -> MapSize {
 
 /// What a centre crop takes along one axis: `len` samples from `start`, behind `before` black ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
-    start: usize,
-    len: usize,
-    before: usize,
+pub(super) struct Window {
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) before: usize,
 }
 
 impl Window {
     /// torchvision's `CenterCrop` along an axis of `full` samples to `crop`: the start is `round((full − crop) / 2)`
     /// with halves to even.
-    fn centre(full: usize, crop: usize) -> Self {
+    pub(super) fn centre(full: usize, crop: usize) -> Self {
         match full.checked_sub(crop) {
             Some(extra) => {
                 let half = extra / 2;
