@@ -1,2 +1,3 @@
 //! placeholder
+pub mod report;
 pub mod vision;

@@ -177,7 +177,7 @@ fn noise_never_panics() {
         let path = folder.path().join(name);
         fs::write(&path, &bytes).unwrap();
         if let Ok(set) = Dataset::open(&path) {
-            set.iter().for_each(|sample| drop(sample));
+            set.iter().for_each(drop);
         }
     });
 }
