@@ -1,1 +1,3 @@
+//! The `laud` command.
+
 fn main() {}

@@ -1,0 +1,19 @@
+//! Images in: decode, prepare, name the classes, walk labelled sets.
+
+mod csv;
+pub mod dataset;
+#[cfg(test)]
+mod dataset_tests;
+pub mod image;
+#[cfg(test)]
+mod image_tests;
+mod jpeg;
+pub mod labels;
+pub mod preprocess;
+#[cfg(test)]
+mod preprocess_tests;
+
+pub use self::dataset::{Dataset, Sample};
+pub use self::image::RgbImage;
+pub use self::labels::Labels;
+pub use self::preprocess::Preprocess;
