@@ -98,9 +98,9 @@ fn main() {
                         turn = (turn + 1) % filters.len();
                         let call = GatherGemm {
                             active: set,
-                            input: x,
+                            input: &x[..],
                             input_rows: Placement::Natural,
-                            output: &mut y,
+                            output: &mut y[..],
                             output_rows: Placement::Natural,
                             residual: false,
                             act: Act::Relu,

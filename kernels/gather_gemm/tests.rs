@@ -81,7 +81,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
 
     let call = |output| GatherGemm {
         active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
-        input: &input,
+        input: &input[..],
         input_rows: placement(compact_in),
         output,
         output_rows: placement(case.compact),
@@ -89,12 +89,12 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         act: case.act,
     };
     let mut want = before.clone();
-    reference(&spec, &mut call(&mut want));
+    reference(&spec, &mut call(&mut want[..]));
     let mut got = before.clone();
     let filter = Filter::<E>::pack(isa, &spec).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build().unwrap();
     let mut scratch: Vec<_> = (0..case.threads).map(|_| Scratch::new().unwrap()).collect();
-    Team::scope(Some(&pool), |team| run(isa, team, &filter, &mut scratch, call(&mut got))).unwrap();
+    Team::scope(Some(&pool), |team| run(isa, team, &filter, &mut scratch, call(&mut got[..]))).unwrap();
     let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
     let worst = worst(&values(&got), &values(&want), 1.0);
     assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
@@ -185,9 +185,9 @@ fn nan_in_the_input_is_not_swallowed() {
             let mut output = [0.0f32; 40];
             let call = GatherGemm {
                 active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
-                input: &[1.0, f32::NAN, 0.0, 0.0],
+                input: &[1.0, f32::NAN, 0.0, 0.0][..],
                 input_rows: Placement::Natural,
-                output: &mut output,
+                output: &mut output[..],
                 output_rows: Placement::Natural,
                 residual: false,
                 act,
@@ -223,7 +223,7 @@ fn operands_that_do_not_fit_are_refused() {
             active: ActiveSet { rows, c_in, c_out: &c_out },
             input,
             input_rows,
-            output: &mut vec![0.0; outputs],
+            output: &mut vec![0.0; outputs][..],
             output_rows: Placement::Natural,
             residual: false,
             act: Act::None,
