@@ -2,10 +2,13 @@
 
 mod active;
 mod buffer;
+mod disjoint;
 mod element;
 mod error;
 pub mod gather_gemm;
 mod geometry;
+pub mod max_pool;
+pub mod mean_pool;
 mod simd;
 mod team;
 #[cfg(test)]
@@ -13,6 +16,7 @@ mod testing;
 
 pub use active::{ActiveSet, Channels, Rows};
 pub use buffer::Buffer;
+pub(crate) use disjoint::Disjoint;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
 pub use geometry::{Act, ConvGeometry, Extent};
