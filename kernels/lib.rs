@@ -10,6 +10,7 @@ mod geometry;
 pub mod max_pool;
 pub mod mean_pool;
 mod simd;
+pub mod squeeze_excite;
 mod team;
 #[cfg(test)]
 mod testing;

@@ -6,13 +6,12 @@ use crate::gather_gemm::Placement;
 use crate::simd::{Simd, dispatch};
 use crate::{Channels, Disjoint, Element, Isa, Result, Rows, Team};
 
-/// Channels of a chunk where there are enough chunks; few otherwise, a cache line of sums.
-const WIDE: usize = 64;
+/// Chunks for each thread, so that a thread that is held up does not hold up the others.
+const CHUNKS_PER_THREAD: usize = 2;
+/// Channels that a chunk has at least: a cache line of sums.
 const NARROW: usize = 16;
-/// Rows summed before the sum is added to the total: rounding errors grow with this plus the number of blocks.
-const BLOCK_ROWS: usize = 64;
-/// Rows summed side by side, to hide the latency of additions.
-const STRANDS: usize = 4;
+/// Rows added up before their sum is added to the total.
+const ROWS: usize = 8;
 
 /// Runs one call.
 ///
@@ -45,7 +44,12 @@ pub(crate) struct Source<'a, E> {
 pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team<'_>, source: Source<'_, E>, output: &mut [f32]) {
     let (rows, c) = (source.rows, source.channels.total());
     let batch = rows.batch();
-    let width = if batch * c.div_ceil(WIDE) >= 2 * team.threads() { WIDE } else { NARROW };
+    if batch == 0 || c == 0 {
+        return;
+    }
+    let wanted =
+        if team.threads() == 1 { 1 } else { (CHUNKS_PER_THREAD * team.threads()).div_ceil(batch) };
+    let width = c.div_ceil(wanted).next_multiple_of(NARROW);
     let blocks = c.div_ceil(width);
     let output = Disjoint::new(output);
     team.for_each(batch * blocks, |chunk, _| {
@@ -94,70 +98,69 @@ dispatch! {
 
 #[inline(always)]
 fn sum_set<S: Simd, E: Element>(part: &Part<'_, E>, out: &mut [f32]) {
-    let (width, lanes) = (out.len(), S::LANES);
-    let mut at = 0;
-    // SAFETY: `at` and the lanes from there stay below `width`; `dispatch` vouches for the instruction set.
-    unsafe {
-        while width - at >= 2 * lanes {
-            block::<S, E, 2>(part, at, lanes, out);
-            at += 2 * lanes;
+    let row = |i: usize| {
+        let i = part.start + i;
+        part.input.wrapping_add(part.rows.map_or(i, |rows| rows.pixel(i)) * part.c)
+    };
+    let mut first = 0;
+    out.fill(0.0);
+    while first + ROWS <= part.len {
+        let mut rows = [part.input; ROWS];
+        for (i, start) in rows.iter_mut().enumerate() {
+            *start = row(first + i);
         }
-        while at < width {
-            // The last vector starts early rather than being cut, where there is room: its sums come out the same.
-            let first = if width >= lanes { at.min(width - lanes) } else { at };
-            block::<S, E, 1>(part, first, lanes.min(width - first), out);
-            at += lanes;
-        }
+        add::<S, E, ROWS>(&rows, out);
+        first += ROWS;
+    }
+    for i in first..part.len {
+        add::<S, E, 1>(&[row(i)], out);
+    }
+    for sum in out {
+        *sum /= part.divisor;
     }
 }
 
-/// # Safety
-/// Inside a function compiled for `S`; `NV` vectors from channel `at`, the last one of `n` lanes, are in the block.
+/// Adds `out.len()` values of every row.
 #[inline(always)]
-unsafe fn block<S: Simd, E: Element, const NV: usize>(
-    part: &Part<'_, E>,
-    at: usize,
-    n: usize,
-    out: &mut [f32],
-) {
-    // SAFETY: the rows were checked to lie in the input; the channels as the caller says.
-    unsafe {
-        let mut total = [S::splat(0.0); NV];
-        let row = |i: usize| {
-            let i = part.start + i;
-            part.input.add(part.rows.map_or(i, |rows| rows.pixel(i)) * part.c + at)
-        };
-        let load = |p: *const E| if NV > 1 { S::load(p) } else { S::load_first(p, n) };
-        let mut first = 0;
-        while first < part.len {
-            let last = part.len.min(first + BLOCK_ROWS);
-            let mut strands = [[S::splat(0.0); NV]; STRANDS];
-            let mut i = first;
-            while i + STRANDS <= last {
-                for (k, strand) in strands.iter_mut().enumerate() {
-                    let p = row(i + k);
-                    for (j, sum) in strand.iter_mut().enumerate() {
-                        *sum = S::add(*sum, load(p.add(j * S::LANES)));
-                    }
+fn add<S: Simd, E: Element, const R: usize>(rows: &[*const E; R], out: &mut [f32]) {
+    let mut at = 0;
+    while at < out.len() {
+        let n = S::LANES.min(out.len() - at);
+        // SAFETY: rows and `out` hold `n` values from `at`: the rows were checked to lie in the input, with all
+        // channels of the block; `dispatch` vouches for the instruction set.
+        unsafe {
+            let sum = out.as_mut_ptr().add(at);
+            if n == S::LANES {
+                let mut values = [S::splat(0.0); R];
+                for (value, row) in values.iter_mut().zip(rows) {
+                    *value = S::load(row.add(at));
                 }
-                i += STRANDS;
-            }
-            while i < last {
-                let p = row(i);
-                for (j, sum) in strands[0].iter_mut().enumerate() {
-                    *sum = S::add(*sum, load(p.add(j * S::LANES)));
+                S::store_f32(sum, S::add(S::load_f32(sum), tree::<S, R>(values)));
+            } else {
+                let mut values = [S::splat(0.0); R];
+                for (value, row) in values.iter_mut().zip(rows) {
+                    *value = S::load_first(row.add(at), n);
                 }
-                i += 1;
+                S::store_first(sum, n, S::add(S::load_first(sum, n), tree::<S, R>(values)));
             }
-            for j in 0..NV {
-                let [a, b, c, d] = strands;
-                total[j] = S::add(total[j], S::add(S::add(a[j], b[j]), S::add(c[j], d[j])));
-            }
-            first = last;
         }
-        for (j, total) in total.into_iter().enumerate() {
-            let mean = S::mul(total, S::splat(1.0 / part.divisor));
-            S::store_first(out.as_mut_ptr().add(at + j * S::LANES), n, mean);
+        at += n;
+    }
+}
+
+/// Sum of a power of two of vectors, in pairs.
+///
+/// # Safety
+/// Inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn tree<S: Simd, const R: usize>(mut values: [S::V; R]) -> S::V {
+    let mut len = R;
+    while len > 1 {
+        len /= 2;
+        for i in 0..len {
+            // SAFETY: the caller vouches for the instruction set.
+            values[i] = unsafe { S::add(values[i], values[i + len]) };
         }
     }
+    values[0]
 }

@@ -6,8 +6,8 @@
 //! output[n, j] = Σ_{p in rows} input[p, j] ÷ divisor
 //! ```
 //!
-//! where [`Mean`] says which rows and which divisor. A sample without active rows gets zeros. Sums are f32, in blocks
-//! of 64 rows, and always in the same order: bits do not depend on the number of threads.
+//! where [`Mean`] says which rows and which divisor. A sample without active rows gets zeros. Sums are f32 and always
+//! in the same order: bits do not depend on the number of threads.
 //!
 //! **Layout.** Input rows of `c` values, natural or compact, `[n, c]` means; the `j`-th active channel lies at
 //! position `j`, and what lies behind the active channels stays as it is.
