@@ -25,4 +25,10 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: inside the slice, as asserted; not aliased, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    /// Where element `at` lies, for parts that are not one range. Writing through it is up to the caller: inside the
+    /// slice, and not what another thread writes or reads meanwhile.
+    pub(crate) fn pointer(&self, at: usize) -> *mut T {
+        self.start.wrapping_add(at)
+    }
 }

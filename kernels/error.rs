@@ -41,3 +41,18 @@ pub enum Error {
 
 /// Result of a kernel or its preparation.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// [`Error::Size`] unless the operand `what` holds as many elements as the product of `need`, which may overflow.
+pub(crate) fn require(
+    op: &'static str,
+    what: &'static str,
+    got: usize,
+    need: &[usize],
+    geometry: &dyn std::fmt::Display,
+) -> Result<()> {
+    let need = need.iter().fold(1usize, |product, &size| product.saturating_mul(size));
+    if got >= need {
+        return Ok(());
+    }
+    Err(Error::Size { op, what, got, need, geometry: geometry.to_string() })
+}

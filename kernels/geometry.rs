@@ -81,9 +81,19 @@ impl ConvGeometry {
     /// Rejects geometries that no kernel computes.
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         let Self { input, output, c_in, c_out, kernel, stride, groups, .. } = *self;
+        let overflow = |sizes: &[usize]| {
+            let product = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+            product.is_none_or(|product| product > isize::MAX as usize / 8)
+        };
         let why = if [input.h, input.w, output.h, output.w, c_in, c_out, kernel, stride, groups].contains(&0)
         {
             "a size is zero"
+        } else if overflow(&[input.h, input.w, c_in])
+            || overflow(&[output.h, output.w, c_out])
+            || overflow(&[kernel, kernel, c_in, c_out])
+            || overflow(&[output.h.max(output.w), stride])
+        {
+            "a size overflows"
         } else if c_in % groups != 0 || c_out % groups != 0 {
             "groups do not divide the channels"
         } else if self.pad_top >= kernel || self.pad_left >= kernel {

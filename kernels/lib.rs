@@ -10,6 +10,8 @@ pub mod gate;
 pub mod gather_gemm;
 mod geometry;
 pub mod layout;
+pub mod max_pool;
+pub mod mean_pool;
 pub mod shortcut;
 mod simd;
 mod team;

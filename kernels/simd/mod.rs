@@ -134,12 +134,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             Self::load_f32(lanes.as_ptr())
         }
     }
+    /// Stores all lanes, rounded to nearest even.
+    unsafe fn store_bf16(p: *mut half::bf16, v: Self::V) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for LANES <= 16 writable values.
+        unsafe {
+            Self::store_f32(lanes.as_mut_ptr(), v);
+            for (i, lane) in lanes.iter().enumerate().take(Self::LANES) {
+                *p.add(i) = half::bf16::from_f32(*lane);
+            }
+        }
+    }
     /// `a·b + c`, rounded once where the set has a fused multiply-add.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of both, NaN where either is NaN.
+    unsafe fn max_nan(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
@@ -155,6 +168,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             match E::DTYPE {
                 DType::F32 => Self::load_f32(p.cast()),
                 DType::Bf16 => Self::load_bf16(p.cast()),
+            }
+        }
+    }
+    /// Stores `LANES` elements of any type, rounding to nearest.
+    #[inline(always)]
+    unsafe fn store<E: Element>(p: *mut E, v: Self::V) {
+        // SAFETY: forwarded; the casts are between identical types, as DTYPE says.
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => Self::store_f32(p.cast(), v),
+                DType::Bf16 => Self::store_bf16(p.cast(), v),
             }
         }
     }
@@ -181,15 +205,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_first<E: Element>(p: *mut E, n: usize, v: Self::V) {
         // SAFETY: forwarded; at most `n` elements are written.
         unsafe {
+            if n >= Self::LANES {
+                return Self::store(p, v);
+            }
             if E::DTYPE == DType::F32 {
-                if n >= Self::LANES {
-                    return Self::store_f32(p.cast(), v);
-                }
                 return Self::store_first_f32(p.cast(), n, v);
             }
             let mut lanes = [0.0f32; 16];
             Self::store_f32(lanes.as_mut_ptr(), v);
-            for (i, lane) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+            for (i, lane) in lanes.iter().enumerate().take(n) {
                 *p.add(i) = E::from_f32(*lane);
             }
         }

@@ -52,6 +52,10 @@ impl Simd for Portable {
         zip(a, b, |x, y| if x > y { x } else { y })
     }
     #[inline(always)]
+    unsafe fn max_nan(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| if x > y || x.is_nan() { x } else { y })
+    }
+    #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |x, y| if x < y { x } else { y })
     }

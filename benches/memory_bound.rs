@@ -1,0 +1,98 @@
+//! Do the operations that compute little per value run as fast as this machine copies memory?
+//!
+//! `cargo bench --bench memory_bound [-- THREADS]`
+
+mod common;
+
+use laud_kernels::gather_gemm::Placement;
+use laud_kernels::max_pool::{self, MaxPool};
+use laud_kernels::mean_pool::{self, Mean, MeanPool};
+use laud_kernels::{Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
+
+/// Calls in one team, as in an inference.
+const CALLS: usize = 8;
+
+struct Row<'a> {
+    name: String,
+    /// Bytes that one call reads and writes at least once.
+    bytes: usize,
+    call: Box<dyn FnMut(&mut Team<'_>) + Send + 'a>,
+}
+
+fn main() {
+    let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    println!("{threads} threads, {}", Isa::detect().name());
+    println!("{:>36} {:>10} {:>8}  copy of as many bytes: GB/s", "operation", "µs", "GB/s");
+    measure::<f32>("f32", &pool);
+    measure::<half::bf16>("bf16", &pool);
+}
+
+fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
+    let mut rows: Vec<Row<'_>> = vec![];
+    rows.push(max_pooling::<E>(112, 64));
+    for (side, c) in [(56, 256), (28, 512), (14, 1024), (7, 2048), (7, 1280)] {
+        rows.push(mean_pooling::<E>(side, c));
+    }
+    for row in &mut rows {
+        let half = row.bytes / 2;
+        let (from, mut to) = (vec![1u8; half], vec![0u8; half]);
+        let mut candidates: Vec<Box<dyn FnMut() + '_>> = vec![
+            Box::new(|| Team::scope(Some(pool), |team| (0..CALLS).for_each(|_| (row.call)(team)))),
+            Box::new(|| to.copy_from_slice(std::hint::black_box(&from))),
+        ];
+        let times = common::interleave(&mut candidates, 9, 4e6);
+        drop(candidates);
+        let ns = times[0].median_ns / CALLS as f64;
+        let (rate, copy) = (row.bytes as f64 / ns, 2.0 * half as f64 / times[1].median_ns);
+        println!("{:>36} {:10.1} {:8.1}  {:8.1}", format!("{} {dtype}", row.name), ns / 1e3, rate, copy);
+    }
+}
+
+fn values<E: Element>(len: usize) -> Vec<E> {
+    (0..len).map(|i| E::from_f32((i % 61) as f32 / 61.0)).collect()
+}
+
+fn max_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
+    let (input, output) = (Extent { h: side, w: side }, Extent { h: side / 2, w: side / 2 });
+    let geometry = ConvGeometry {
+        input,
+        output,
+        c_in: c,
+        c_out: c,
+        kernel: 3,
+        stride: 2,
+        pad_top: 1,
+        pad_left: 1,
+        groups: c,
+    };
+    let (x, mut y) = (values::<E>(input.pixels() * c), values::<E>(output.pixels() * c));
+    Row {
+        name: format!("max_pool 3×3/2, {side}²×{c}"),
+        bytes: (x.len() + y.len()) * size_of::<E>(),
+        call: Box::new(move |team| {
+            let call = MaxPool { geometry, batch: 1, input: &x, output: &mut y };
+            max_pool::run(Isa::detect(), team, call).expect("operands fit");
+        }),
+    }
+}
+
+fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
+    let (rows, channels) = (Rows::all(1, side * side), Channels::all(c));
+    let (x, mut y) = (values::<E>(side * side * c), vec![0.0f32; c]);
+    Row {
+        name: format!("mean_pool, {side}²×{c}"),
+        bytes: x.len() * size_of::<E>() + c * 4,
+        call: Box::new(move |team| {
+            let call = MeanPool {
+                rows: &rows,
+                channels: &channels,
+                input: &x,
+                input_rows: Placement::Natural,
+                mean: Mean::Active,
+                output: &mut y,
+            };
+            mean_pool::run(Isa::detect(), team, call).expect("operands fit");
+        }),
+    }
+}
