@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Compare laud with ONNX Runtime and OpenVINO: static networks, fp32, same threads, same machine.
+
+Each engine lives in its own process and only one runs at a time. Within a column (model, batch,
+threads) the engines take turns, round by round, in an order that rotates, so that a change in the
+machine's load falls on all of them. A turn warms up, then times single inferences; its median is the
+round's value. A column reports the median and MAD over rounds, the fastest single inference, and the
+median over rounds of each engine's time relative to ONNX Runtime in the same round.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import export
+
+REFERENCE = "onnxruntime"
+SETTLE = 0.02  # seconds between turns: an engine's idle threads may spin on for a moment
+
+
+def open_onnxruntime(path, batch, threads):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_free_dimension_override_by_name("batch", batch)
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"input": image})[0]
+
+
+def open_openvino(path, batch, threads):
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    model.reshape([batch, 3, export.SIDE, export.SIDE])
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+
+    def infer(image):
+        request.infer({0: image}, share_inputs=True)
+        return request.get_output_tensor().data.copy()
+
+    return infer
+
+
+PEERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+
+
+def serve(pipe, engine, path, batch, threads):
+    """A peer's process: answers (iterations, warm_up) with times in ms, and None by leaving."""
+    try:
+        infer = PEERS[engine](path, batch, threads)
+        image = np.random.default_rng(1).standard_normal((batch, 3, export.SIDE, export.SIDE), dtype=np.float32)
+        pipe.send(infer(image))
+        while request := pipe.recv():
+            iterations, warm_up = request
+            for _ in range(warm_up):
+                infer(image)
+            times = []
+            for _ in range(iterations):
+                start = time.perf_counter()
+                infer(image)
+                times.append(1e3 * (time.perf_counter() - start))
+            pipe.send(times)
+    except Exception as error:
+        pipe.send(error)
+
+
+class Peer:
+    """An engine in a process of its own, holding one network."""
+
+    def __init__(self, engine, path, batch, threads):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, engine, str(path), batch, threads)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.logits = self.answer()
+
+    def answer(self):
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def turn(self, iterations, warm_up):
+        """(median, minimum) in ms."""
+        self.pipe.send((iterations, warm_up))
+        times = self.answer()
+        return statistics.median(times), min(times)
+
+    def close(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+class Laud:
+    """Our binary, started anew for each turn; it times itself, so starting is not counted."""
+
+    def __init__(self, binary, model, batch, threads):
+        self.command = [str(binary), "bench", "--model", model, "--batch", str(batch)]
+        self.command += ["--threads", str(threads), "--json"]
+
+    def turn(self, iterations, warm_up):
+        command = [*self.command, "--iterations", str(iterations), "--warm-up", str(warm_up)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise RuntimeError(f"exit status {done.returncode}: {reason}")
+        latency = json.loads(done.stdout)["latency_ms"]
+        return latency["median"], latency.get("min", latency["median"])
+
+    def close(self):
+        pass
+
+
+def open_engines(args, model, batch, threads):
+    engines = {}
+    path = export.path_of(args.models_dir, model, 0)
+    if not path.exists():
+        args.models_dir.mkdir(parents=True, exist_ok=True)
+        export.onnx.save(export.build(model)[0], path)
+    for name in args.engines:
+        engines[name] = Peer(name, path, batch, threads)
+    outputs = [peer.logits for peer in engines.values()]
+    for other in outputs[1:]:
+        error = np.abs(other - outputs[0]).max() / np.abs(outputs[0]).max()
+        if not error < 1e-3:
+            raise ValueError(f"{model}: the engines' outputs differ by {error:.1e} of the largest")
+    if args.laud:
+        engines["laud"] = Laud(args.laud, model, batch, threads)
+        try:
+            engines["laud"].turn(1, 0)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            print(f"laud skipped for {model}, batch {batch}: {error}", file=sys.stderr)
+            del engines["laud"]
+    return engines
+
+
+def foreign_seconds():
+    """Processor seconds spent so far by everything but this process and its finished children."""
+    user, nice, system, _, _, irq, soft_irq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    busy = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
+
+
+def measure(args, model, batch, threads):
+    """One column: the engines in turn, `rounds` times."""
+    start, foreign = time.monotonic(), foreign_seconds()
+    engines = open_engines(args, model, batch, threads)
+    names = list(engines)
+    try:
+        slowest = max(engine.turn(1, 1)[0] for engine in engines.values())
+        iterations = args.iterations or min(20, max(1, round(args.turn_ms / slowest)))
+        rounds = []
+        for index in range(args.rounds):
+            order = names[index % len(names) :] + names[: index % len(names)]
+            turns = {}
+            for name in order:
+                time.sleep(SETTLE)
+                turns[name] = engines[name].turn(iterations, args.warm_up)
+            rounds.append(turns)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    column = {"model": model, "batch": batch, "threads": threads, "iterations": iterations, "engines": {}}
+    available = os.cpu_count() * (time.monotonic() - start)
+    column["foreign_load"] = max(0.0, foreign_seconds() - foreign) / available
+    for name in names:
+        medians = [turns[name][0] for turns in rounds]
+        middle = statistics.median(medians)
+        result = {
+            "median_ms": middle,
+            "mad_ms": statistics.median(abs(value - middle) for value in medians),
+            "min_ms": min(turns[name][1] for turns in rounds),
+            "rounds_ms": medians,
+        }
+        if REFERENCE in names:
+            ratios = [turns[name][0] / turns[REFERENCE][0] for turns in rounds]
+            result["ratio_to_onnxruntime"] = statistics.median(ratios)
+        column["engines"][name] = result
+    return column
+
+
+def line(column):
+    cells = []
+    for name, result in column["engines"].items():
+        cell = f"{name} {result['median_ms']:.2f} ±{result['mad_ms']:.2f} (min {result['min_ms']:.2f})"
+        if name != REFERENCE and "ratio_to_onnxruntime" in result:
+            cell += f" ×{result['ratio_to_onnxruntime']:.3f}"
+        cells.append(cell)
+    title = f"{column['model']} b{column['batch']} t{column['threads']}"
+    return f"{title:22} foreign load {column['foreign_load']:4.0%}  " + "  ".join(cells)
+
+
+def device():
+    """The processor's name with its family and model, since virtual machines often shorten the name."""
+    fields = {}
+    for text in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+        key, _, value = text.partition(":")
+        fields[key.strip()] = value.strip()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
+    present = fields.get("flags", fields.get("Features", "")).split()
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return {"name": name, "cores": os.cpu_count(), "features": [flag for flag in wanted if flag in present]}
+
+
+def laud_version(binary):
+    try:
+        done = subprocess.run([str(binary), "--version"], stdout=subprocess.PIPE, text=True)
+        return done.stdout.strip().removeprefix("laud ") or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def markdown(report):
+    machine = report["device"]
+    lines = [
+        f"{machine['name']}, {machine['cores']} cores, {' '.join(machine['features'])}; "
+        + ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+        + f"; fp32, {report['rounds']} interleaved rounds. "
+        "Milliseconds per batch: median ± MAD over rounds (fastest inference); × is the time relative to "
+        "ONNX Runtime, median of the per-round ratios; foreign load is the share of all processor time "
+        "that other programs used meanwhile.",
+        "",
+    ]
+    names = list(dict.fromkeys(name for column in report["columns"] for name in column["engines"]))
+    header = ["model", "batch", "threads", "foreign load", *names]
+    header += [f"{name} ×" for name in names if name != REFERENCE]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for column in report["columns"]:
+        results = [column["engines"].get(name) for name in names]
+        cells = [column["model"], str(column["batch"]), str(column["threads"])]
+        cells.append(f"{column['foreign_load']:.0%}")
+        for result in results:
+            text = result and f"{result['median_ms']:.2f} ± {result['mad_ms']:.2f} ({result['min_ms']:.2f})"
+            cells.append(text or "")
+        for name, result in zip(names, results):
+            if name != REFERENCE:
+                ratio = result and result.get("ratio_to_onnxruntime")
+                cells.append(f"{ratio:.3f}" if ratio else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def names(choices):
+    def parse(text):
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}, expected some of {', '.join(choices)}")
+        return chosen
+
+    return parse
+
+
+def numbers(text):
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError("expected positive numbers")
+    return values
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--laud", type=Path, help="our binary; without it only the peers run")
+    parser.add_argument("--models", type=names(export.MODELS), default=list(export.MODELS))
+    parser.add_argument("--engines", type=names(PEERS), default=list(PEERS), help="peers to run")
+    parser.add_argument("--batches", type=numbers, default=[1, 8])
+    parser.add_argument("--threads", type=numbers, default=[os.cpu_count()])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--iterations", type=int, default=0, help="per turn; 0 chooses from --turn-ms")
+    parser.add_argument("--turn-ms", type=float, default=150, help="time aimed at for the slowest engine's turn")
+    parser.add_argument("--warm-up", type=int, default=2, help="untimed inferences at the head of each turn")
+    parser.add_argument("--models-dir", type=Path, default=Path("peer-models"), help="ONNX files; made if missing")
+    parser.add_argument("--out", type=Path, default=Path("peers"), help="stem of the .json and .md reports")
+    args = parser.parse_args()
+
+    if args.laud and not args.laud.exists():
+        print(f"laud skipped: {args.laud} does not exist", file=sys.stderr)
+        args.laud = None
+    report = {
+        "device": device(),
+        "versions": {name: version(name) for name in args.engines},
+        "rounds": args.rounds,
+        "columns": [],
+    }
+    if args.laud:
+        report["versions"]["laud"] = laud_version(args.laud)
+    for threads in args.threads:
+        for batch in args.batches:
+            for model in args.models:
+                report["columns"].append(measure(args, model, batch, threads))
+                print(line(report["columns"][-1]), flush=True)
+    args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(markdown(report))
+    print("\n" + markdown(report))
+
+
+if __name__ == "__main__":
+    main()
