@@ -16,7 +16,7 @@ struct Row<'a> {
     name: String,
     /// Bytes that one call reads and writes at least once.
     bytes: usize,
-    call: Box<dyn FnMut(&mut Team<'_>) + Send + 'a>,
+    call: Box<dyn FnMut(&mut Team) + Send + 'a>,
 }
 
 fn main() {

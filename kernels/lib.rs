@@ -1,8 +1,10 @@
 //! The primitives of the laud runtime.
 
 mod active;
+mod backend;
 mod buffer;
 pub mod compact;
+mod cpu;
 mod disjoint;
 mod element;
 mod error;
@@ -18,6 +20,8 @@ mod team;
 #[cfg(test)]
 mod testing;
 
+pub use backend::Backend;
+pub use cpu::{Cpu, CpuQueue};
 pub use active::{ActiveSet, Channels, Rows};
 pub use buffer::Buffer;
 pub(crate) use disjoint::Disjoint;

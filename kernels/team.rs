@@ -6,13 +6,15 @@
 //! other worker busy elsewhere the leader does all chunks itself, so any number of teams can share a pool.
 
 use std::cell::UnsafeCell;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// The threads that work on one inference.
-pub struct Team<'a> {
-    shared: &'a Shared,
+pub struct Team {
+    /// Lives on the stack of [`scope`](Self::scope), which outlasts the team.
+    shared: NonNull<Shared>,
     threads: usize,
 }
 
@@ -30,11 +32,11 @@ struct Shared {
 // between raising `inside` and lowering it, after seeing an open step.
 unsafe impl Sync for Shared {}
 
-impl Team<'_> {
+impl Team {
     /// Runs `program` with the pool's threads at its side; without a pool, on the calling thread alone.
     pub fn scope<R: Send>(
         pool: Option<&rayon::ThreadPool>,
-        program: impl FnOnce(&mut Team<'_>) -> R + Send,
+        program: impl FnOnce(&mut Team) -> R + Send,
     ) -> R {
         let shared = Shared {
             open: AtomicUsize::new(0),
@@ -44,12 +46,12 @@ impl Team<'_> {
             job: UnsafeCell::new(None),
         };
         match pool.filter(|pool| pool.current_num_threads() > 1) {
-            None => program(&mut Team { shared: &shared, threads: 1 }),
+            None => program(&mut Team { shared: NonNull::from(&shared), threads: 1 }),
             Some(pool) => pool.install(|| {
                 let threads = pool.current_num_threads();
                 let lead = || {
                     let _finish = Finish(&shared);
-                    program(&mut Team { shared: &shared, threads })
+                    program(&mut Team { shared: NonNull::from(&shared), threads })
                 };
                 rayon::join(lead, || look_on(&shared, 1, threads)).0
             }),
@@ -69,16 +71,18 @@ impl Team<'_> {
             (0..chunks).for_each(|chunk| task(chunk, 0));
             return;
         }
+        // SAFETY: `scope` hands out teams only for as long as `shared` lives.
+        let shared = unsafe { self.shared.as_ref() };
         let job: Job<'_> = &task;
         // SAFETY: the lifetime is erased for as long as the step is open or an onlooker is inside; `Close` ends both
         // before this function returns or unwinds, and `task` outlives it.
         let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
-        self.shared.next.store(0, Ordering::Relaxed);
+        shared.next.store(0, Ordering::Relaxed);
         // SAFETY: no step is open and nobody is inside: the previous `Close` waited for that.
-        unsafe { *self.shared.job.get() = Some((job, chunks)) };
-        self.shared.open.store(1, Ordering::SeqCst);
-        let _close = Close(self.shared);
-        work(self.shared, job, chunks, 0);
+        unsafe { *shared.job.get() = Some((job, chunks)) };
+        shared.open.store(1, Ordering::SeqCst);
+        let _close = Close(shared);
+        work(shared, job, chunks, 0);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{Element, Error, Extent, Isa, Result, Team};
 /// When an operand is too small.
 pub fn patch<E: Element>(
     isa: Isa,
-    team: &mut Team<'_>,
+    team: &mut Team,
     gate: &PatchGate,
     input: &[E],
     batch: usize,
@@ -100,7 +100,7 @@ pub(crate) fn dot<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
 /// When an operand's size does not fit the layer.
 pub fn linear(
     isa: Isa,
-    team: &mut Team<'_>,
+    team: &mut Team,
     layer: &Linear,
     input: &[f32],
     output: &mut [f32],

@@ -122,7 +122,7 @@ impl<T> Shared<T> {
 /// When an operand is too small for the geometry, before anything is written.
 pub fn run<E: Element>(
     isa: Isa,
-    team: &mut Team<'_>,
+    team: &mut Team,
     filter: &Filter<E>,
     scratch: &mut [Scratch<E>],
     call: GatherGemm<'_, [E]>,

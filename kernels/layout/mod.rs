@@ -27,7 +27,7 @@ pub struct FromNchw<'a, T: ?Sized> {
 ///
 /// # Errors
 /// When an operand is too small or the image does not fit its border.
-pub fn from_nchw<E: Element>(team: &mut Team<'_>, call: FromNchw<'_, [E]>) -> Result<()> {
+pub fn from_nchw<E: Element>(team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
     let FromNchw { batch, c, image, border, bordered, input, output } = call;
     let geometry = || format!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
     if image.h + border.h > bordered.h || image.w + border.w > bordered.w {
@@ -60,7 +60,7 @@ pub fn from_nchw<E: Element>(team: &mut Team<'_>, call: FromNchw<'_, [E]>) -> Re
 /// # Errors
 /// When an operand is too small.
 pub fn to_nchw<E: Element>(
-    team: &mut Team<'_>,
+    team: &mut Team,
     batch: usize,
     map: Extent,
     c: usize,

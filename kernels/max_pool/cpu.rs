@@ -12,7 +12,7 @@ const CHUNKS_PER_THREAD: usize = 4;
 ///
 /// # Errors
 /// When the geometry is impossible or an operand too small, before anything is written.
-pub fn run<E: Element>(isa: Isa, team: &mut Team<'_>, call: MaxPool<'_, E>) -> Result<()> {
+pub fn run<E: Element>(isa: Isa, team: &mut Team, call: MaxPool<'_, [E]>) -> Result<()> {
     call.check()?;
     let g = call.geometry;
     let lines = call.batch * g.output.h;

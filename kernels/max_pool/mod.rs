@@ -18,18 +18,18 @@ use crate::error::require;
 use crate::{ConvGeometry, Element, Error, Result};
 
 /// One call.
-pub struct MaxPool<'a, E> {
+pub struct MaxPool<'a, T: ?Sized> {
     /// Maps, window, stride, padding.
     pub geometry: ConvGeometry,
     /// Samples.
     pub batch: usize,
     /// `[n, h, w, c]`.
-    pub input: &'a [E],
+    pub input: &'a T,
     /// `[n, h, w, c]`.
-    pub output: &'a mut [E],
+    pub output: &'a mut T,
 }
 
-impl<E: Element> MaxPool<'_, E> {
+impl<E: Element> MaxPool<'_, [E]> {
     fn check(&self) -> Result<()> {
         let g = &self.geometry;
         g.check("max_pool")?;
@@ -44,7 +44,7 @@ impl<E: Element> MaxPool<'_, E> {
 }
 
 /// The definition: plain loops.
-pub fn reference<E: Element>(call: &mut MaxPool<'_, E>) {
+pub fn reference<E: Element>(call: &mut MaxPool<'_, [E]>) {
     let g = call.geometry;
     for n in 0..call.batch {
         for (y, x) in (0..g.output.h).flat_map(|y| (0..g.output.w).map(move |x| (y, x))) {

@@ -29,9 +29,9 @@ fn check<E: Element>(geometry: ConvGeometry, batch: usize, isa: Isa, nan: usize,
         .collect();
     let len = batch * geometry.output.pixels() * geometry.c_out;
     let (mut want, mut got) = (vec![E::from_f32(7.0); len], vec![E::from_f32(7.0); len]);
-    reference(&mut MaxPool { geometry, batch, input: &input, output: &mut want });
+    reference(&mut MaxPool { geometry, batch, input: &input[..], output: &mut want[..] });
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let call = MaxPool { geometry, batch, input: &input, output: &mut got };
+    let call = MaxPool { geometry, batch, input: &input[..], output: &mut got[..] };
     Team::scope(Some(&pool), |team| run(isa, team, call)).unwrap();
     for (i, (got, want)) in got.iter().zip(&want).map(|(g, w)| (g.to_f32(), w.to_f32())).enumerate() {
         assert!(
@@ -71,7 +71,7 @@ fn nan_wins_at_every_place_of_the_window() {
             input[at * 20..][..20].fill(f32::NAN);
             let mut output = [0.0; 20];
             let geometry = pooling((3, 3, 20), 3, 1, 0);
-            let call = MaxPool { geometry, batch: 1, input: &input, output: &mut output };
+            let call = MaxPool { geometry, batch: 1, input: &input[..], output: &mut output[..] };
             Team::scope(None, |team| run(isa, team, call)).unwrap();
             assert!(output.iter().all(|v| v.is_nan()), "{at} on {}", isa.name());
         }
@@ -83,7 +83,7 @@ fn operands_that_do_not_fit_are_refused() {
     let geometry = pooling((4, 4, 8), 3, 2, 1);
     let refuse = |geometry: ConvGeometry, batch: usize, inputs: usize, outputs: usize| {
         let (input, mut output) = (vec![0.0f32; inputs], vec![0.0; outputs]);
-        let call = MaxPool { geometry, batch, input: &input, output: &mut output };
+        let call = MaxPool { geometry, batch, input: &input[..], output: &mut output[..] };
         assert!(Team::scope(None, |team| run(Isa::detect(), team, call)).is_err());
     };
     refuse(geometry, 1, 127, 32);

@@ -17,7 +17,7 @@ const ROWS: usize = 8;
 ///
 /// # Errors
 /// When an operand is too small, before anything is written.
-pub fn run<E: Element>(isa: Isa, team: &mut Team<'_>, call: MeanPool<'_, E>) -> Result<()> {
+pub fn run<E: Element>(isa: Isa, team: &mut Team, call: MeanPool<'_, [E]>) -> Result<()> {
     call.check()?;
     let source = Source {
         rows: call.rows,
@@ -41,7 +41,7 @@ pub(crate) struct Source<'a, E> {
 }
 
 /// The means of a checked call.
-pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team<'_>, source: Source<'_, E>, output: &mut [f32]) {
+pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team, source: Source<'_, E>, output: &mut [f32]) {
     let (rows, c) = (source.rows, source.channels.total());
     let batch = rows.batch();
     if batch == 0 || c == 0 {

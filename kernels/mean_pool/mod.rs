@@ -35,13 +35,13 @@ pub enum Mean {
 }
 
 /// One call.
-pub struct MeanPool<'a, E> {
+pub struct MeanPool<'a, T: ?Sized> {
     /// Active pixels.
     pub rows: &'a Rows,
     /// Channels to average.
     pub channels: &'a Channels,
     /// Activations, `[rows, c]`.
-    pub input: &'a [E],
+    pub input: &'a T,
     /// Where the input rows lie.
     pub input_rows: Placement,
     /// What the mean is taken of.
@@ -75,7 +75,7 @@ pub(crate) fn check_rows<E>(
     require(op, "active channels", channels.batch().unwrap_or(batch), &[batch], &geometry)
 }
 
-impl<E: Element> MeanPool<'_, E> {
+impl<E: Element> MeanPool<'_, [E]> {
     fn check(&self) -> Result<()> {
         check_rows("mean_pool", (self.rows, self.channels), self.input, self.input_rows, self.mean)?;
         let need = [self.rows.batch(), self.channels.total()];
@@ -84,7 +84,7 @@ impl<E: Element> MeanPool<'_, E> {
 }
 
 /// The definition: plain loops, summed in f64.
-pub fn reference<E: Element>(call: &mut MeanPool<'_, E>) {
+pub fn reference<E: Element>(call: &mut MeanPool<'_, [E]>) {
     let (rows, c) = (call.rows, call.channels.total());
     for n in 0..rows.batch() {
         let active = rows.sample(n);

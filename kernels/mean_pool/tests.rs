@@ -42,7 +42,7 @@ fn check<E: Element>(case: &Case, isa: Isa) {
         channels: &'a Channels,
         input: &'a [E],
         output: &'a mut [f32],
-    ) -> MeanPool<'a, E> {
+    ) -> MeanPool<'a, [E]> {
         MeanPool { rows, channels, input, input_rows: case.placement, mean: case.mean, output }
     }
     let mut want = before.clone();

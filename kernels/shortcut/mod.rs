@@ -36,7 +36,7 @@ pub struct PadChannels<'a, T: ?Sized> {
 ///
 /// # Errors
 /// When an operand is too small or the maps do not fit the stride.
-pub fn run<E: Element>(team: &mut Team<'_>, call: PadChannels<'_, [E]>) -> Result<()> {
+pub fn run<E: Element>(team: &mut Team, call: PadChannels<'_, [E]>) -> Result<()> {
     let PadChannels { batch, input_map, output_map, c_in, c_out, stride, before, input, output } = call;
     let geometry = || {
         let (from, to) = (input_map, output_map);
