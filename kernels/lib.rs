@@ -2,6 +2,7 @@
 
 mod active;
 mod buffer;
+pub mod depthwise;
 mod disjoint;
 mod element;
 mod error;

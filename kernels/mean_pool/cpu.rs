@@ -47,8 +47,7 @@ pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team<'_>, source: Source<'_,
     if batch == 0 || c == 0 {
         return;
     }
-    let wanted =
-        if team.threads() == 1 { 1 } else { (CHUNKS_PER_THREAD * team.threads()).div_ceil(batch) };
+    let wanted = if team.threads() == 1 { 1 } else { (CHUNKS_PER_THREAD * team.threads()).div_ceil(batch) };
     let width = c.div_ceil(wanted).next_multiple_of(NARROW);
     let blocks = c.div_ceil(width);
     let output = Disjoint::new(output);
