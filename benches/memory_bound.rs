@@ -7,6 +7,7 @@ mod common;
 use laud_kernels::gather_gemm::Placement;
 use laud_kernels::max_pool::{self, MaxPool};
 use laud_kernels::mean_pool::{self, Mean, MeanPool};
+use laud_kernels::squeeze_excite::{self, SqueezeExcite};
 use laud_kernels::{Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
 
 /// Calls in one team, as in an inference.
@@ -33,6 +34,9 @@ fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
     rows.push(max_pooling::<E>(112, 64));
     for (side, c) in [(56, 256), (28, 512), (14, 1024), (7, 2048), (7, 1280)] {
         rows.push(mean_pooling::<E>(side, c));
+    }
+    for (side, c, q) in [(28, 144, 12), (14, 320, 36), (14, 440, 52), (7, 888, 222)] {
+        rows.push(squeeze_exciting::<E>(side, c, q));
     }
     for row in &mut rows {
         let half = row.bytes / 2;
@@ -93,6 +97,30 @@ fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
                 output: &mut y,
             };
             mean_pool::run(Isa::detect(), team, call).expect("operands fit");
+        }),
+    }
+}
+
+fn squeeze_exciting<E: Element>(side: usize, c: usize, q: usize) -> Row<'static> {
+    let (rows, channels) = (Rows::all(1, side * side), Channels::all(c));
+    // Factors of one, so that values stay what they are over many calls.
+    let (w, b) = (vec![0.01; q * c], vec![20.0; c]);
+    let spec = squeeze_excite::WeightsSpec { c, q, fc1: &w, bias1: &b[..q], fc2: &w, bias2: &b };
+    let weights = squeeze_excite::Weights::pack(&spec).expect("sizes that fit");
+    let mut scratch = squeeze_excite::Scratch::new().expect("scratch");
+    let mut x = values::<E>(side * side * c);
+    Row {
+        name: format!("squeeze_excite, {side}²×{c}, q {q}"),
+        bytes: 3 * x.len() * size_of::<E>() + weights.bytes(),
+        call: Box::new(move |team| {
+            let call = SqueezeExcite {
+                rows: &rows,
+                channels: &channels,
+                data: &mut x,
+                data_rows: Placement::Natural,
+                mean: Mean::Active,
+            };
+            squeeze_excite::run(Isa::detect(), team, &weights, &mut scratch, call).expect("operands fit");
         }),
     }
 }

@@ -4,6 +4,7 @@ use crate::layout::FromNchw;
 use crate::max_pool::MaxPool;
 use crate::mean_pool::MeanPool;
 use crate::shortcut::PadChannels;
+use crate::squeeze_excite::{SqueezeExcite, WeightsSpec};
 use crate::{Element, Extent, Result};
 
 /// A device that runs every operation of a dynamic network.
@@ -18,6 +19,8 @@ pub trait Backend: Send + Sync + 'static {
     type Buffer: Send + Sync;
     /// Weights of a [`gather_gemm`](Self::gather_gemm).
     type Filter: Send + Sync;
+    /// Weights of a [`squeeze_excite`](Self::squeeze_excite).
+    type SqueezeExcite: Send + Sync;
     /// Working memory of one inference.
     type Scratch: Send;
     /// Operations of one inference, in order.
@@ -29,6 +32,8 @@ pub trait Backend: Send + Sync + 'static {
     fn buffer(&self, len: usize, what: &str) -> Result<Self::Buffer>;
     /// Prepares the weights of a convolution.
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Filter>;
+    /// Prepares the two layers of a squeeze-excitation.
+    fn squeeze_excite_weights(&self, spec: &WeightsSpec<'_>) -> Result<Self::SqueezeExcite>;
 
     /// Working memory for one inference at a time.
     fn scratch(&self) -> Result<Self::Scratch>;
@@ -51,6 +56,12 @@ pub trait Backend: Send + Sync + 'static {
     fn max_pool(queue: &mut Self::Queue<'_>, call: MaxPool<'_, Self::Buffer>) -> Result<()>;
     /// See [`mean_pool`](crate::mean_pool).
     fn mean_pool(queue: &mut Self::Queue<'_>, call: MeanPool<'_, Self::Buffer>) -> Result<()>;
+    /// See [`squeeze_excite`](crate::squeeze_excite).
+    fn squeeze_excite(
+        queue: &mut Self::Queue<'_>,
+        weights: &Self::SqueezeExcite,
+        call: SqueezeExcite<'_, Self::Buffer>,
+    ) -> Result<()>;
     /// See [`shortcut`](crate::shortcut).
     fn pad_channels(queue: &mut Self::Queue<'_>, call: PadChannels<'_, Self::Buffer>) -> Result<()>;
     /// See [`gate::patch`](crate::gate::patch).

@@ -4,6 +4,7 @@ use crate::layout::{self, FromNchw};
 use crate::max_pool::{self, MaxPool};
 use crate::mean_pool::{self, MeanPool};
 use crate::shortcut::{self, PadChannels};
+use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
 use crate::{Backend, Buffer, Element, Extent, Isa, Result, Team};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -35,14 +36,22 @@ impl<E: Element> Cpu<E> {
 pub struct CpuQueue<'q, E> {
     isa: Isa,
     team: &'q mut Team,
-    scratch: &'q mut [Scratch<E>],
+    scratch: &'q mut CpuScratch<E>,
+}
+
+/// Working memory of one inference on the CPU.
+pub struct CpuScratch<E> {
+    /// One for each thread.
+    gemm: Vec<Scratch<E>>,
+    squeeze: squeeze_excite::Scratch,
 }
 
 impl<E: Element> Backend for Cpu<E> {
     type Elem = E;
     type Buffer = Buffer<E>;
     type Filter = Filter<E>;
-    type Scratch = Vec<Scratch<E>>;
+    type SqueezeExcite = Weights;
+    type Scratch = CpuScratch<E>;
     type Queue<'q> = CpuQueue<'q, E>;
 
     fn describe(&self) -> String {
@@ -57,17 +66,22 @@ impl<E: Element> Backend for Cpu<E> {
         Filter::pack(self.isa, spec)
     }
 
-    fn scratch(&self) -> Result<Vec<Scratch<E>>> {
-        (0..self.threads()).map(|_| Scratch::new()).collect()
+    fn squeeze_excite_weights(&self, spec: &WeightsSpec<'_>) -> Result<Weights> {
+        Weights::pack(spec)
     }
 
-    fn reserve(&self, scratch: &mut Vec<Scratch<E>>, filter: &Filter<E>, channels: bool) -> Result<()> {
-        scratch.iter_mut().try_for_each(|scratch| scratch.reserve(filter, channels))
+    fn scratch(&self) -> Result<CpuScratch<E>> {
+        let gemm = (0..self.threads()).map(|_| Scratch::new()).collect::<Result<_>>()?;
+        Ok(CpuScratch { gemm, squeeze: squeeze_excite::Scratch::new()? })
+    }
+
+    fn reserve(&self, scratch: &mut CpuScratch<E>, filter: &Filter<E>, channels: bool) -> Result<()> {
+        scratch.gemm.iter_mut().try_for_each(|scratch| scratch.reserve(filter, channels))
     }
 
     fn run<R: Send>(
         &self,
-        scratch: &mut Vec<Scratch<E>>,
+        scratch: &mut CpuScratch<E>,
         program: impl FnOnce(&mut CpuQueue<'_, E>) -> R + Send,
     ) -> R {
         let isa = self.isa;
@@ -82,7 +96,7 @@ impl<E: Element> Backend for Cpu<E> {
         let GatherGemm { active, input, input_rows, output, output_rows, residual, act } = call;
         let (input, output) = (input.as_slice(), output.as_mut_slice());
         let call = GatherGemm { active, input, input_rows, output, output_rows, residual, act };
-        gather_gemm::run(queue.isa, queue.team, filter, queue.scratch, call)
+        gather_gemm::run(queue.isa, queue.team, filter, &mut queue.scratch.gemm, call)
     }
 
     fn max_pool(queue: &mut CpuQueue<'_, E>, call: MaxPool<'_, Buffer<E>>) -> Result<()> {
@@ -95,6 +109,17 @@ impl<E: Element> Backend for Cpu<E> {
         let MeanPool { rows, channels, input, input_rows, mean, output } = call;
         let input = input.as_slice();
         mean_pool::run(queue.isa, queue.team, MeanPool { rows, channels, input, input_rows, mean, output })
+    }
+
+    fn squeeze_excite(
+        queue: &mut CpuQueue<'_, E>,
+        weights: &Weights,
+        call: SqueezeExcite<'_, Buffer<E>>,
+    ) -> Result<()> {
+        let SqueezeExcite { rows, channels, data, data_rows, mean } = call;
+        let data = data.as_mut_slice();
+        let call = SqueezeExcite { rows, channels, data, data_rows, mean };
+        squeeze_excite::run(queue.isa, queue.team, weights, &mut queue.scratch.squeeze, call)
     }
 
     fn pad_channels(queue: &mut CpuQueue<'_, E>, call: PadChannels<'_, Buffer<E>>) -> Result<()> {

@@ -16,14 +16,15 @@ pub mod max_pool;
 pub mod mean_pool;
 pub mod shortcut;
 mod simd;
+pub mod squeeze_excite;
 mod team;
 #[cfg(test)]
 mod testing;
 
-pub use backend::Backend;
-pub use cpu::{Cpu, CpuQueue};
 pub use active::{ActiveSet, Channels, Rows};
+pub use backend::Backend;
 pub use buffer::Buffer;
+pub use cpu::{Cpu, CpuQueue};
 pub(crate) use disjoint::Disjoint;
 pub use element::{DType, Element};
 pub use error::{Error, Result};

@@ -98,13 +98,7 @@ pub(crate) fn dot<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
 ///
 /// # Errors
 /// When an operand's size does not fit the layer.
-pub fn linear(
-    isa: Isa,
-    team: &mut Team,
-    layer: &Linear,
-    input: &[f32],
-    output: &mut [f32],
-) -> Result<()> {
+pub fn linear(isa: Isa, team: &mut Team, layer: &Linear, input: &[f32], output: &mut [f32]) -> Result<()> {
     let (c_in, c_out) = (layer.c_in(), layer.c_out());
     let batch = input.len() / c_in;
     if input.len() != batch * c_in || output.len() != batch * c_out {
