@@ -1,8 +1,8 @@
 //! Small networks whose results are known without the official code: by loops, or by hand.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use laud::train::{BlockMasks, Decisions, MaskedNetwork, PerGate, random_images, random_weights};
-use laud_models::{NetConfig, NetSpec, Shortcut};
+use laud_models::{MapSize, NetConfig, NetSpec, ParameterKind, Shortcut};
 
 use crate::compare::{assert_close, values};
 use crate::naive::{Map, Naive, samples};
@@ -201,5 +201,28 @@ fn random_networks_are_reproducible_and_their_gates_mixed() {
             .collect();
         let density = all.iter().filter(|&&keep| keep).count() as f32 / all.len().max(1) as f32;
         assert!(all.is_empty() || (0.2..0.8).contains(&density), "{json}: density {density}");
+    }
+}
+
+#[test]
+fn gradients_reach_every_weight_but_the_gates() {
+    for json in NETWORKS {
+        // candle's gradient of a strided convolution needs square maps.
+        let mut config = NetConfig::from_json(json).unwrap();
+        config.input_size = Some(MapSize { h: 32, w: 32 });
+        let spec = config.build().unwrap();
+        let mut weights = random_weights(&spec, 2).unwrap();
+        for parameter in spec.parameters().iter().filter(|p| p.kind == ParameterKind::Learned) {
+            let tensor = weights.get_mut(&parameter.name).unwrap();
+            *tensor = Var::from_tensor(tensor).unwrap().into_inner();
+        }
+        let network = MaskedNetwork::new(&spec, &weights).unwrap();
+        let images = random_images(&spec, 4, 1).unwrap();
+        let logits = network.forward(&images, &Decisions::Learned).unwrap().logits;
+        let gradients = logits.sqr().unwrap().mean_all().unwrap().backward().unwrap();
+        for (name, tensor) in weights.iter().filter(|(_, tensor)| tensor.is_variable()) {
+            // Decisions are steps: nothing flows back through them in evaluation.
+            assert_eq!(gradients.get(tensor).is_some(), !name.contains("masker"), "{json} {name}");
+        }
     }
 }

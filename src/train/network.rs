@@ -14,8 +14,9 @@ use super::pool::{global_mean, max_pool};
 /// A network that computes everything and masks it.
 ///
 /// ```text
-/// BeforeNorm (ResNet):       a = act(bn1(conv1(x) ⊙ C))   b = act(bn2(conv2(a) ⊙ C))   out = act(shortcut(x) + M ⊙ bn3(conv3(b)))
-/// AfterActivation (RegNet):  a = act(bn1(conv1(x))) ⊙ C   b = act(bn2(conv2(a))) ⊙ C   out = act(shortcut(x) + M ⊙ bn3(conv3(se(b))))
+/// BeforeNorm (ResNet)        a = act(bn1(conv1(x) ⊙ C))    b = act(bn2(conv2(a) ⊙ C))
+/// AfterActivation (RegNet)   a = act(bn1(conv1(x))) ⊙ C    b = act(bn2(conv2(a))) ⊙ C
+/// both                       out = act(shortcut(x) + M ⊙ bn3(conv3(se(b))))
 /// ```
 /// with the channel mask `C` and the spatial mask `M`, 1 where a block has no such gate.
 ///
@@ -44,7 +45,7 @@ pub struct Evaluation {
 
 impl MaskedNetwork {
     /// The network on `weights`, by the names of [`NetSpec::parameters`]; other tensors are ignored. Trained variables are used
-    /// where they are, so that gradients reach them.
+    /// where they are, so that gradients reach them (candle's gradient of a strided convolution needs square maps).
     ///
     /// A spec that does not hold together, and a missing tensor or one of another shape are errors.
     pub fn new(spec: &NetSpec, weights: &HashMap<String, Tensor>) -> Result<Self> {
