@@ -20,7 +20,7 @@ use super::pool::{global_mean, max_pool};
 /// ```
 /// with the channel mask `C` and the spatial mask `M`, 1 where a block has no such gate.
 ///
-/// Han et al., "Latency-aware Unified Dynamic Networks for Efficient Image Recognition", arXiv 2308.15949, section 3; the
+/// Han et al., "Latency-aware Unified Dynamic Networks for Efficient Image Recognition", arXiv 2308.15949; the
 /// points where the masks multiply are those of the official code. Slow on purpose: use it to train and to check.
 pub struct MaskedNetwork {
     input: (usize, MapSize),
