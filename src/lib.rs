@@ -3,4 +3,5 @@
 
 pub mod checkpoint;
 pub mod report;
+pub mod train;
 pub mod vision;

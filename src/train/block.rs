@@ -1,0 +1,136 @@
+//! A residual block with its gates.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use candle_nn::ops::sigmoid;
+use laud_models::{BlockSpec, Shortcut, SqueezeExciteSpec, SqueezePooling};
+
+use super::decisions::{BlockMasks, PerGate, given};
+use super::gate::{Gate, expand, upsample};
+use super::layers::{ChannelMask, Conv, Linear, Weights, activate};
+use super::pool::{active_mean, global_mean, subsample};
+
+/// `out = act(shortcut(x) + M ⊙ branch(x))`, with the channel mask on every convolution of the branch but the last and `M`
+/// the spatial mask on the map.
+pub(super) struct Block {
+    pub(super) spec: BlockSpec,
+    pub(super) gates: PerGate<Gate>,
+    convs: Vec<Conv>,
+    squeeze_excite: Option<SqueezeExcite>,
+    /// Only of [`Shortcut::Projection`].
+    projection: Option<Conv>,
+}
+
+struct SqueezeExcite {
+    fc1: Linear,
+    fc2: Linear,
+    pooling: SqueezePooling,
+}
+
+impl Block {
+    pub(super) fn load(spec: &BlockSpec, weights: &Weights<'_>) -> Result<Self> {
+        let gates = PerGate {
+            spatial: spec.gate.spatial.as_ref().map(|gate| Gate::spatial(gate, weights)).transpose()?,
+            channel: spec.gate.channel.as_ref().map(|gate| Gate::channel(gate, weights)).transpose()?,
+        };
+        let squeeze_excite = spec.squeeze_excite.as_ref().map(|se| SqueezeExcite::load(se, weights));
+        if spec.squeeze_excite.as_ref().is_some_and(|se| se.pooling == SqueezePooling::Active) {
+            let pointwise = spec.convs.last().is_some_and(|conv| (conv.kernel, conv.stride) == (1, 1));
+            ensure!(
+                pointwise,
+                "{}: pooling of active positions needs a 1×1 convolution behind it",
+                spec.name
+            );
+        }
+        let projection = match &spec.shortcut {
+            Shortcut::Projection(conv) => Some(Conv::load(conv, weights)?),
+            _ => None,
+        };
+        Ok(Self {
+            gates,
+            convs: spec.convs.iter().map(|conv| Conv::load(conv, weights)).collect::<Result<_>>()?,
+            squeeze_excite: squeeze_excite.transpose()?,
+            projection,
+            spec: spec.clone(),
+        })
+    }
+
+    /// What the gates say about the block's input: `[n, 2, u]`, keep logit first.
+    pub(super) fn logits(&self, x: &Tensor) -> Result<PerGate<Tensor>> {
+        self.gates.as_ref().try_map(|gate| gate.logits(x))
+    }
+
+    /// Forced decisions as tensors `[n, u]`; an error where they are not of exactly this block's gates.
+    pub(super) fn given(&self, masks: &BlockMasks, like: &Tensor) -> Result<PerGate<Tensor>> {
+        let mask = |what: &str, gate: &Option<Gate>, mask: &Option<Vec<bool>>| match (gate, mask) {
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(anyhow::anyhow!("no decisions given for the {what} gate")),
+            (None, Some(_)) => Err(anyhow::anyhow!("decisions given, but there is no {what} gate")),
+            (Some(gate), Some(mask)) => {
+                let tensor = given(mask, (like.dim(0)?, gate.units()), like.device());
+                tensor.with_context(|| format!("decisions for the {what} gate")).map(Some)
+            }
+        };
+        Ok(PerGate {
+            spatial: mask("spatial", &self.gates.spatial, &masks.spatial)?,
+            channel: mask("channel", &self.gates.channel, &masks.channel)?,
+        })
+    }
+
+    /// The block on `x [n, c, h, w]`, with `keep [n, u]` for each of its gates.
+    pub(super) fn forward(&self, x: &Tensor, keep: &PerGate<Tensor>) -> Result<Tensor> {
+        let spatial = match (&self.spec.gate.spatial, &keep.spatial) {
+            (Some(gate), Some(keep)) => Some(upsample(keep, gate.grid, self.spec.output)?),
+            _ => None,
+        };
+        let channel = match (&self.spec.gate.channel, &keep.channel) {
+            (Some(gate), Some(keep)) => Some((expand(keep, gate.group_size)?, gate.point)),
+            _ => None,
+        };
+        let mask = channel.as_ref().map(|(keep, point)| ChannelMask { keep, point: *point });
+        let mut y = x.clone();
+        for (index, conv) in self.convs.iter().enumerate() {
+            let last = index + 1 == self.convs.len();
+            if let (true, Some(se)) = (last, &self.squeeze_excite) {
+                y = se.forward(&y, spatial.as_ref())?;
+            }
+            y = conv.forward(&y, mask.filter(|_| !last))?;
+        }
+        if let Some(keep) = &spatial {
+            y = y.broadcast_mul(keep)?;
+        }
+        if let Some(shortcut) = self.shortcut(x)? {
+            y = (y + shortcut)?;
+        }
+        activate(&y, self.spec.act)
+    }
+
+    fn shortcut(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(match (&self.spec.shortcut, &self.projection) {
+            (Shortcut::None, _) => None,
+            (&Shortcut::PadChannels { stride, before, after }, _) => {
+                Some(subsample(x, stride)?.pad_with_zeros(1, before, after)?)
+            }
+            (_, Some(projection)) => Some(projection.forward(x, None)?),
+            (_, None) => Some(x.clone()),
+        })
+    }
+}
+
+impl SqueezeExcite {
+    fn load(spec: &SqueezeExciteSpec, weights: &Weights<'_>) -> Result<Self> {
+        let (fc1, fc2) = (Linear::load(&spec.fc1, weights)?, Linear::load(&spec.fc2, weights)?);
+        Ok(Self { fc1, fc2, pooling: spec.pooling })
+    }
+
+    /// `x [n, c, h, w]` with its channels scaled; `keep [n, 1, h, w]` of a spatially gated block. The scale of a sample
+    /// without active positions does not matter: the spatial mask removes its branch.
+    fn forward(&self, x: &Tensor, keep: Option<&Tensor>) -> Result<Tensor> {
+        let pooled = match (self.pooling, keep) {
+            (SqueezePooling::Active, Some(keep)) => active_mean(x, keep)?,
+            _ => global_mean(x)?,
+        };
+        let scale = sigmoid(&self.fc2.forward(&self.fc1.forward(&pooled)?.relu()?)?)?;
+        Ok(x.broadcast_mul(&scale.unsqueeze(2)?.unsqueeze(3)?)?)
+    }
+}

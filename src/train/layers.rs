@@ -1,0 +1,121 @@
+//! The layers that blocks and gates are made of.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor};
+use candle_nn::{BatchNorm, ModuleT};
+use laud_models::{Activation, ConvSpec, LinearSpec, MaskPoint, NormSpec};
+
+/// Tensors by checkpoint name.
+pub(super) struct Weights<'a>(pub(super) &'a HashMap<String, Tensor>);
+
+impl Weights<'_> {
+    /// The tensor in f32; a trained variable stays one.
+    fn get(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.0.get(name).with_context(|| format!("tensor {name} is missing"))?;
+        Ok(tensor.to_dtype(DType::F32)?)
+    }
+
+    fn norm(&self, norm: &NormSpec, channels: usize) -> Result<BatchNorm> {
+        let get = |suffix: &str| self.get(&format!("{}.{suffix}", norm.prefix));
+        let (mean, var) = (get("running_mean")?, get("running_var")?);
+        let norm = BatchNorm::new(channels, mean, var, get("weight")?, get("bias")?, f64::from(norm.eps));
+        Ok(norm?)
+    }
+}
+
+/// A channel mask `keep [n, c, 1, 1]` and where it multiplies.
+#[derive(Clone, Copy)]
+pub(super) struct ChannelMask<'a> {
+    pub(super) keep: &'a Tensor,
+    pub(super) point: MaskPoint,
+}
+
+/// Convolution, normalisation, activation.
+pub(super) struct Conv {
+    spec: ConvSpec,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    norm: Option<BatchNorm>,
+}
+
+impl Conv {
+    pub(super) fn load(spec: &ConvSpec, weights: &Weights<'_>) -> Result<Self> {
+        Ok(Self {
+            weight: weights.get(&spec.weight)?,
+            bias: spec.bias.as_ref().map(|name| weights.get(name)).transpose()?,
+            norm: spec.norm.as_ref().map(|norm| weights.norm(norm, spec.c_out)).transpose()?,
+            spec: spec.clone(),
+        })
+    }
+
+    /// `[n, c_in, h, w]` to `[n, c_out, h', w']`.
+    ///
+    /// Where the norm is folded, the bias is the norm's: `MaskPoint::BeforeNorm` then multiplies in front of the bias, so that
+    /// an inactive channel is worth the same as before folding.
+    pub(super) fn forward(&self, x: &Tensor, mask: Option<ChannelMask<'_>>) -> Result<Tensor> {
+        let masked = |y: Tensor, here: MaskPoint| match mask {
+            Some(mask) if mask.point == here => y.broadcast_mul(mask.keep),
+            _ => Ok(y),
+        };
+        let mut y = self.product(x).with_context(|| format!("convolution {}", self.spec.weight))?;
+        let bias = self.bias.as_ref().map(|bias| bias.reshape((1, self.spec.c_out, 1, 1))).transpose()?;
+        if let Some(norm) = &self.norm {
+            if let Some(bias) = &bias {
+                y = y.broadcast_add(bias)?;
+            }
+            y = norm.forward_t(&masked(y, MaskPoint::BeforeNorm)?, false)?;
+        } else {
+            y = masked(y, MaskPoint::BeforeNorm)?;
+            if let Some(bias) = &bias {
+                y = y.broadcast_add(bias)?;
+            }
+        }
+        Ok(masked(activate(&y, self.spec.act)?, MaskPoint::AfterActivation)?)
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        let ConvSpec { c_in, c_out, kernel, stride, groups, pad, .. } = self.spec;
+        let weight = self.weight.reshape((c_out, c_in / groups, kernel, kernel))?;
+        let same = [pad.left, pad.bottom, pad.right].iter().all(|&side| side == pad.top);
+        if same {
+            return Ok(x.conv2d(&weight, pad.top, stride, 1, groups)?);
+        }
+        let x = x.pad_with_zeros(2, pad.top, pad.bottom)?.pad_with_zeros(3, pad.left, pad.right)?;
+        Ok(x.conv2d(&weight, 0, stride, 1, groups)?)
+    }
+}
+
+/// Fully connected layer.
+pub(super) struct Linear {
+    spec: LinearSpec,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn load(spec: &LinearSpec, weights: &Weights<'_>) -> Result<Self> {
+        let weight = weights.get(&spec.weight)?;
+        let bias = spec.bias.as_ref().map(|name| weights.get(name)).transpose()?;
+        Ok(Self { spec: spec.clone(), weight, bias })
+    }
+
+    /// `[n, c_in]` to `[n, c_out]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let product = || x.matmul(&self.weight.reshape((self.spec.c_out, self.spec.c_in))?.t()?);
+        let y = product().with_context(|| format!("linear layer {}", self.spec.weight))?;
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+}
+
+pub(super) fn activate(x: &Tensor, act: Activation) -> Result<Tensor> {
+    Ok(match act {
+        Activation::None => x.clone(),
+        Activation::Relu => x.relu()?,
+        Activation::Relu6 => x.clamp(0f32, 6f32)?,
+    })
+}
