@@ -1,3 +1,4 @@
+use crate::depthwise::Depthwise;
 use crate::gate::{Linear, PatchGate};
 use crate::gather_gemm::{FilterSpec, GatherGemm};
 use crate::layout::FromNchw;
@@ -19,6 +20,8 @@ pub trait Backend: Send + Sync + 'static {
     type Buffer: Send + Sync;
     /// Weights of a [`gather_gemm`](Self::gather_gemm).
     type Filter: Send + Sync;
+    /// Weights of a [`depthwise`](Self::depthwise) convolution.
+    type Depthwise: Send + Sync;
     /// Weights of a [`squeeze_excite`](Self::squeeze_excite).
     type SqueezeExcite: Send + Sync;
     /// Working memory of one inference.
@@ -32,6 +35,8 @@ pub trait Backend: Send + Sync + 'static {
     fn buffer(&self, len: usize, what: &str) -> Result<Self::Buffer>;
     /// Prepares the weights of a convolution.
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Filter>;
+    /// Prepares the weights of a depthwise convolution.
+    fn depthwise_filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Depthwise>;
     /// Prepares the two layers of a squeeze-excitation.
     fn squeeze_excite_weights(&self, spec: &WeightsSpec<'_>) -> Result<Self::SqueezeExcite>;
 
@@ -51,6 +56,12 @@ pub trait Backend: Send + Sync + 'static {
         queue: &mut Self::Queue<'_>,
         filter: &Self::Filter,
         call: GatherGemm<'_, Self::Buffer>,
+    ) -> Result<()>;
+    /// See [`depthwise`](crate::depthwise).
+    fn depthwise(
+        queue: &mut Self::Queue<'_>,
+        filter: &Self::Depthwise,
+        call: Depthwise<'_, Self::Buffer>,
     ) -> Result<()>;
     /// See [`max_pool`](crate::max_pool).
     fn max_pool(queue: &mut Self::Queue<'_>, call: MaxPool<'_, Self::Buffer>) -> Result<()>;

@@ -1,3 +1,4 @@
+use crate::depthwise::{self, Depthwise};
 use crate::gate::{self, Linear, PatchGate};
 use crate::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
@@ -50,6 +51,7 @@ impl<E: Element> Backend for Cpu<E> {
     type Elem = E;
     type Buffer = Buffer<E>;
     type Filter = Filter<E>;
+    type Depthwise = depthwise::Filter;
     type SqueezeExcite = Weights;
     type Scratch = CpuScratch<E>;
     type Queue<'q> = CpuQueue<'q, E>;
@@ -64,6 +66,10 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Filter<E>> {
         Filter::pack(self.isa, spec)
+    }
+
+    fn depthwise_filter(&self, spec: &FilterSpec<'_>) -> Result<depthwise::Filter> {
+        depthwise::Filter::pack(spec)
     }
 
     fn squeeze_excite_weights(&self, spec: &WeightsSpec<'_>) -> Result<Weights> {
@@ -97,6 +103,17 @@ impl<E: Element> Backend for Cpu<E> {
         let (input, output) = (input.as_slice(), output.as_mut_slice());
         let call = GatherGemm { active, input, input_rows, output, output_rows, residual, act };
         gather_gemm::run(queue.isa, queue.team, filter, &mut queue.scratch.gemm, call)
+    }
+
+    fn depthwise(
+        queue: &mut CpuQueue<'_, E>,
+        filter: &depthwise::Filter,
+        call: Depthwise<'_, Buffer<E>>,
+    ) -> Result<()> {
+        let Depthwise { rows, channels, input, output, output_rows, act } = call;
+        let (input, output) = (input.as_slice(), output.as_mut_slice());
+        let call = Depthwise { rows, channels, input, output, output_rows, act };
+        depthwise::run(queue.isa, queue.team, filter, call)
     }
 
     fn max_pool(queue: &mut CpuQueue<'_, E>, call: MaxPool<'_, Buffer<E>>) -> Result<()> {

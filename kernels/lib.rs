@@ -5,6 +5,7 @@ mod backend;
 mod buffer;
 pub mod compact;
 mod cpu;
+pub mod depthwise;
 mod disjoint;
 mod element;
 mod error;

@@ -25,7 +25,7 @@ const LANES: usize = 16;
 ///
 /// # Errors
 /// When an operand is too small for the geometry, before anything is written.
-pub fn run<E: Element>(isa: Isa, team: &mut Team<'_>, filter: &Filter, call: Depthwise<'_, E>) -> Result<()> {
+pub fn run<E: Element>(isa: Isa, team: &mut Team, filter: &Filter, call: Depthwise<'_, [E]>) -> Result<()> {
     call.check(filter)?;
     let (rows, channels, g) = (call.rows, call.channels, filter.geometry);
     let jobs = if channels.is_all() { 1 } else { rows.batch() };

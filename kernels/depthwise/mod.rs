@@ -106,22 +106,22 @@ impl Filter {
 }
 
 /// One call.
-pub struct Depthwise<'a, E> {
+pub struct Depthwise<'a, T: ?Sized> {
     /// Active output pixels.
     pub rows: &'a Rows,
     /// Active channels, of the input as of the output.
     pub channels: &'a Channels,
     /// Input activations, `[n, h, w, c]`.
-    pub input: &'a [E],
+    pub input: &'a T,
     /// Output activations, `[rows, c]`; everything outside the active set stays as it is.
-    pub output: &'a mut [E],
+    pub output: &'a mut T,
     /// Where the output rows lie.
     pub output_rows: Placement,
     /// Activation.
     pub act: Act,
 }
 
-impl<E: Element> Depthwise<'_, E> {
+impl<E: Element> Depthwise<'_, [E]> {
     fn check(&self, filter: &Filter) -> Result<()> {
         let (op, g, batch) = ("depthwise", filter.geometry(), self.rows.batch());
         if self.rows.pixels() != g.output.pixels() {
@@ -144,7 +144,7 @@ impl<E: Element> Depthwise<'_, E> {
 }
 
 /// The definition: plain loops, in f32. `spec` is what the filter was packed from.
-pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut Depthwise<'_, E>) {
+pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut Depthwise<'_, [E]>) {
     let (g, rows) = (spec.geometry, call.rows);
     let c = g.c_in;
     for n in 0..rows.batch() {

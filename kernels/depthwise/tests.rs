@@ -92,7 +92,7 @@ impl<E: Element> Operands<E> {
         }
     }
 
-    fn call<'a>(&'a self, case: &Case, output: &'a mut [E]) -> Depthwise<'a, E> {
+    fn call<'a>(&'a self, case: &Case, output: &'a mut [E]) -> Depthwise<'a, [E]> {
         let Self { rows, channels, input, .. } = self;
         Depthwise { rows, channels, input, output, output_rows: case.placement, act: case.act }
     }
@@ -233,8 +233,14 @@ fn operands_that_do_not_fit_are_refused() {
     let refuse = |rows: &Rows, channels: &Channels, inputs: usize, outputs: usize| {
         let (input, mut output) = (vec![0.0f32; inputs], vec![0.0; outputs]);
         let output_rows = Placement::Natural;
-        let call =
-            Depthwise { rows, channels, input: &input, output: &mut output, output_rows, act: Act::None };
+        let call = Depthwise {
+            rows,
+            channels,
+            input: &input[..],
+            output: &mut output[..],
+            output_rows,
+            act: Act::None,
+        };
         assert!(Team::scope(None, |team| run(Isa::detect(), team, &filter, call)).is_err());
     };
     refuse(&Rows::all(1, 16), &Channels::all(8), 127, 128);

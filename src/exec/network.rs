@@ -1,0 +1,240 @@
+//! A network with its weights on a device.
+
+use super::fold::{self, Folded, Weights, act, extent, margin_rows};
+use anyhow::{Context, Result, ensure};
+use laud_kernels::gate::{Linear, PatchGate};
+use laud_kernels::gather_gemm::FilterSpec;
+use laud_kernels::squeeze_excite::WeightsSpec;
+use laud_kernels::{Act, Backend, ConvGeometry, Extent};
+use laud_models::{
+    BlockSpec, ChannelGateSpec, ChannelHead, ConvSpec, LinearSpec, MapSize, MaskPoint, MaxPoolSpec, NetSpec,
+    Padding, Shortcut, SpatialGateSpec, SqueezePooling,
+};
+
+/// Everything an inference reads and never writes.
+pub(super) struct Network<B: Backend> {
+    pub(super) stem: Conv<B>,
+    /// Zero pixels laid around the image, so that the stem reads kernel rows as one run.
+    pub(super) border: Padding,
+    pub(super) image: Extent,
+    pub(super) pool: Option<ConvGeometry>,
+    pub(super) blocks: Vec<Block<B>>,
+    pub(super) head: Option<Conv<B>>,
+    pub(super) classifier: Linear,
+}
+
+/// A convolution of either kind.
+pub(super) struct Conv<B: Backend> {
+    pub(super) weights: ConvWeights<B>,
+    pub(super) geometry: ConvGeometry,
+    pub(super) act: Act,
+}
+
+pub(super) enum ConvWeights<B: Backend> {
+    Gemm(B::Filter),
+    Depthwise(B::Depthwise),
+}
+
+pub(super) struct Block<B: Backend> {
+    pub(super) name: String,
+    pub(super) stage: usize,
+    pub(super) input: Extent,
+    pub(super) output: Extent,
+    /// The residual branch.
+    pub(super) convs: Vec<Conv<B>>,
+    /// Squeeze-excitation before the last convolution.
+    pub(super) squeeze: Option<(B::SqueezeExcite, SqueezePooling)>,
+    pub(super) shortcut: PreparedShortcut<B>,
+    pub(super) act: Act,
+    pub(super) patch_gate: Option<PatchGate>,
+    pub(super) channel_gate: Option<ChannelGate<B>>,
+}
+
+pub(super) enum PreparedShortcut<B: Backend> {
+    None,
+    Identity,
+    Projection(Conv<B>),
+    PadChannels { stride: usize, before: usize },
+}
+
+pub(super) struct ChannelGate<B: Backend> {
+    /// The 1×1 convolution of `conv_linear`, in front of the mean.
+    pub(super) reduce: Option<Conv<B>>,
+    pub(super) layers: Vec<Linear>,
+    pub(super) groups: usize,
+    pub(super) group_size: usize,
+}
+
+impl<B: Backend> Block<B> {
+    pub(super) fn c_in(&self) -> usize {
+        self.convs[0].geometry.c_in
+    }
+
+    pub(super) fn c_out(&self) -> usize {
+        self.convs[self.convs.len() - 1].geometry.c_out
+    }
+
+    /// Whether the block writes over the map it reads.
+    pub(super) fn in_place(&self) -> bool {
+        matches!(self.shortcut, PreparedShortcut::Identity)
+    }
+}
+
+impl<B: Backend> Network<B> {
+    /// Reads, folds and packs every tensor, one at a time.
+    pub(super) fn prepare(spec: &NetSpec, backend: &B, weights: &dyn Weights) -> Result<Self> {
+        let Padding { top, left, bottom, right } = spec.stem.conv.pad;
+        let bordered = MapSize { h: spec.input.size.h + top + bottom, w: spec.input.size.w + left + right };
+        let inner = ConvSpec { pad: Padding::default(), ..spec.stem.conv.clone() };
+        let stem = gemm(backend, weights, &inner, bordered)?;
+        let pool = spec.stem.pool.map(|pool| prepare_pool(&pool, &stem.geometry));
+        let map = pool.map_or(stem.geometry.output, |pool| pool.output);
+        let block = |block: &BlockSpec| {
+            prepare_block(backend, weights, block).with_context(|| format!("block {}", block.name))
+        };
+        let blocks = spec.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
+        let last = spec.blocks.last().map_or(MapSize { h: map.h, w: map.w }, |block| block.output);
+        let head = spec.head.conv.as_ref().map(|conv| gemm(backend, weights, conv, last)).transpose()?;
+        let (weight, bias) = fold::linear(weights, &spec.head.fc)?;
+        let classifier = Linear::new(weight, bias, false)?;
+        let image = extent(spec.input.size);
+        Ok(Self { stem, border: spec.stem.conv.pad, image, pool, blocks, head, classifier })
+    }
+}
+
+fn prepare_pool(spec: &MaxPoolSpec, stem: &ConvGeometry) -> ConvGeometry {
+    let MaxPoolSpec { kernel, stride, pad } = *spec;
+    let along = |n: usize| (n + 2 * pad).saturating_sub(kernel) / stride + 1;
+    let (input, c) = (stem.output, stem.c_out);
+    let output = Extent { h: along(input.h), w: along(input.w) };
+    ConvGeometry { input, output, c_in: c, c_out: c, kernel, stride, pad_top: pad, pad_left: pad, groups: c }
+}
+
+fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpec) -> Result<Block<B>> {
+    let before_norm = spec.gate.channel.as_ref().is_some_and(|gate| gate.point == MaskPoint::BeforeNorm);
+    ensure!(
+        !(before_norm && spec.squeeze_excite.is_some()),
+        "a channel mask before the normalisation cannot be combined with squeeze-excitation"
+    );
+    ensure!(
+        !(spec.gate.is_some() && spec.shortcut == Shortcut::None),
+        "a block without a shortcut cannot be gated"
+    );
+    let mut convs = Vec::with_capacity(spec.convs.len());
+    let mut map = spec.input;
+    let mut worth: Option<Vec<f32>> = None;
+    for (i, conv) in spec.convs.iter().enumerate() {
+        let last = i + 1 == spec.convs.len();
+        let mut folded = fold::conv(weights, conv, map)?;
+        if last {
+            // The activation belongs behind the shortcut.
+            ensure!(
+                folded.act == Act::None || spec.shortcut == Shortcut::None,
+                "{}: activation before the addition",
+                conv.weight
+            );
+            folded.act = if spec.shortcut == Shortcut::None { folded.act } else { act(spec.act) };
+        }
+        let output_constant = (before_norm && !last).then(|| std::mem::take(&mut folded.zeroed));
+        convs.push(pack(backend, &folded, worth.as_deref(), output_constant.as_deref())?);
+        worth = output_constant;
+        map = MapSize { h: folded.geometry.output.h, w: folded.geometry.output.w };
+    }
+    ensure!(
+        map == spec.output,
+        "the branch ends in a {}×{} map, the block in {}×{}",
+        map.h,
+        map.w,
+        spec.output.h,
+        spec.output.w
+    );
+    let squeeze = spec.squeeze_excite.as_ref().map(|se| {
+        let (fc1, fc2) = (fold::linear(weights, &se.fc1)?, fold::linear(weights, &se.fc2)?);
+        let (c, q) = (se.fc1.c_in, se.fc1.c_out);
+        let weights = WeightsSpec { c, q, fc1: &fc1.0, bias1: &fc1.1, fc2: &fc2.0, bias2: &fc2.1 };
+        anyhow::Ok((backend.squeeze_excite_weights(&weights)?, se.pooling))
+    });
+    let shortcut = match &spec.shortcut {
+        Shortcut::None => PreparedShortcut::None,
+        Shortcut::Identity => PreparedShortcut::Identity,
+        Shortcut::Projection(conv) => PreparedShortcut::Projection(gemm(backend, weights, conv, spec.input)?),
+        Shortcut::PadChannels { stride, before, .. } => {
+            PreparedShortcut::PadChannels { stride: *stride, before: *before }
+        }
+    };
+    let patch_gate = spec.gate.spatial.as_ref().map(|gate| prepare_patch_gate(weights, gate)).transpose()?;
+    let channel_gate = spec.gate.channel.as_ref();
+    let channel_gate =
+        channel_gate.map(|gate| prepare_channel_gate(backend, weights, gate, spec.input)).transpose()?;
+    Ok(Block {
+        name: spec.name.clone(),
+        stage: spec.stage,
+        input: extent(spec.input),
+        output: extent(spec.output),
+        convs,
+        squeeze: squeeze.transpose()?,
+        shortcut,
+        act: act(spec.act),
+        patch_gate,
+        channel_gate,
+    })
+}
+
+fn prepare_patch_gate(weights: &dyn Weights, spec: &SpatialGateSpec) -> Result<PatchGate> {
+    let weight = fold::tensor(weights, &format!("{}.conv.weight", spec.prefix), 2 * spec.c_in)?;
+    let bias = fold::tensor(weights, &format!("{}.conv.bias", spec.prefix), 2)?;
+    Ok(PatchGate { weight: margin_rows(&weight), bias: bias[0] - bias[1], grid: extent(spec.grid) })
+}
+
+fn prepare_channel_gate<B: Backend>(
+    backend: &B,
+    weights: &dyn Weights,
+    spec: &ChannelGateSpec,
+    input: MapSize,
+) -> Result<ChannelGate<B>> {
+    let name = |part: &str| format!("{}.{part}", spec.prefix);
+    let layer = |part: &str, c_in: usize, c_out: usize| {
+        let (weight, bias) = (name(&format!("{part}.weight")), Some(name(&format!("{part}.bias"))));
+        fold::linear(weights, &LinearSpec { weight, bias, c_in, c_out })
+    };
+    let margins =
+        |(weight, bias): (Vec<f32>, Vec<f32>)| Linear::new(margin_rows(&weight), margin_rows(&bias), false);
+    let logits = 2 * spec.groups;
+    let mut reduce = None;
+    let layers = match spec.head {
+        ChannelHead::Mlp1 => vec![margins(layer("conv", spec.c_in, logits)?)?],
+        ChannelHead::Mlp2 { hidden } => {
+            let (weight, bias) = layer("conv.0", spec.c_in, hidden)?;
+            vec![Linear::new(weight, bias, true)?, margins(layer("conv.2", hidden, logits)?)?]
+        }
+        ChannelHead::ConvLinear { hidden } => {
+            let conv = spec.reduce_conv(hidden);
+            reduce = Some(gemm(backend, weights, &conv, input)?);
+            vec![margins(layer("linear", hidden, logits)?)?]
+        }
+    };
+    Ok(ChannelGate { reduce, layers, groups: spec.groups, group_size: spec.group_size })
+}
+
+/// A convolution without inactive channels.
+fn gemm<B: Backend>(backend: &B, weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Conv<B>> {
+    pack(backend, &fold::conv(weights, spec, input)?, None, None)
+}
+
+fn pack<B: Backend>(
+    backend: &B,
+    folded: &Folded,
+    input_constant: Option<&[f32]>,
+    output_constant: Option<&[f32]>,
+) -> Result<Conv<B>> {
+    let geometry = folded.geometry;
+    let spec =
+        FilterSpec { geometry, weight: &folded.weight, bias: &folded.bias, input_constant, output_constant };
+    let depthwise =
+        geometry.groups > 1 && geometry.groups == geometry.c_in && geometry.c_in == geometry.c_out;
+    let weights = match depthwise {
+        true => ConvWeights::Depthwise(backend.depthwise_filter(&spec)?),
+        false => ConvWeights::Gemm(backend.filter(&spec)?),
+    };
+    Ok(Conv { weights, geometry, act: folded.act })
+}

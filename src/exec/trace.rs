@@ -1,0 +1,76 @@
+//! What an inference computed, skipped and took.
+
+use serde::Serialize;
+
+/// Record of one inference.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Trace {
+    /// Samples.
+    pub batch: usize,
+    /// One entry per block, in the order of execution.
+    pub blocks: Vec<BlockTrace>,
+    /// Multiply-accumulates of the stem, over the batch.
+    pub stem_macs: u64,
+    /// Multiply-accumulates behind the last block, over the batch.
+    pub head_macs: u64,
+    /// Times of the stem and of the head, when they were asked for.
+    pub stem_ns: u64,
+    /// See [`stem_ns`](Self::stem_ns).
+    pub head_ns: u64,
+}
+
+/// Record of one block.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct BlockTrace {
+    /// Patches that were kept, over the batch; all where the block has no such gate.
+    pub patches: Count,
+    /// Channel groups that were kept, over the batch.
+    pub channel_groups: Count,
+    /// Multiply-accumulates of the block's convolutions as executed, the halo included, over the batch. Gates are
+    /// not counted, as in the literature.
+    pub macs: u64,
+    /// The same with everything active.
+    pub dense_macs: u64,
+    /// Whether patches were gathered, or all pixels computed.
+    pub gathered: bool,
+    /// Time of the gates, when times were asked for; else 0. Nanoseconds, as the others.
+    pub gate_ns: u64,
+    /// Time of compaction.
+    pub compact_ns: u64,
+    /// Time of everything else.
+    pub compute_ns: u64,
+}
+
+/// Some of a total.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Of which this many.
+    pub active: usize,
+    /// How many there are.
+    pub total: usize,
+}
+
+impl Count {
+    /// `active / total`; 1 of nothing.
+    pub fn density(self) -> f64 {
+        if self.total == 0 { 1.0 } else { self.active as f64 / self.total as f64 }
+    }
+}
+
+impl Trace {
+    /// Multiply-accumulates of the whole network as executed, over the batch.
+    pub fn macs(&self) -> u64 {
+        self.stem_macs + self.head_macs + self.blocks.iter().map(|block| block.macs).sum::<u64>()
+    }
+
+    /// The same with everything active.
+    pub fn dense_macs(&self) -> u64 {
+        self.stem_macs + self.head_macs + self.blocks.iter().map(|block| block.dense_macs).sum::<u64>()
+    }
+
+    /// Sum of the recorded times, nanoseconds.
+    pub fn total_ns(&self) -> u64 {
+        let block = |block: &BlockTrace| block.gate_ns + block.compact_ns + block.compute_ns;
+        self.stem_ns + self.head_ns + self.blocks.iter().map(block).sum::<u64>()
+    }
+}

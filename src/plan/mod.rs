@@ -1,0 +1,76 @@
+//! What the executor does with a block, decided before it runs.
+
+use anyhow::{Context, Result, ensure};
+use laud_models::NetSpec;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// How to run every block of one network. Plain data: written as JSON, read back, edited by hand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutionPlan {
+    /// Network it was made for.
+    pub network: String,
+    /// One entry per block, in the order of execution.
+    pub blocks: Vec<BlockPlan>,
+}
+
+/// How to run one block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockPlan {
+    /// Block, as the network names it.
+    pub block: String,
+    /// Density of patches, `0..=1`, from which on all convolutions but the last run on every pixel: gathering no
+    /// longer pays. Only the last one writes, so the result is the same.
+    pub dense_above: f32,
+}
+
+impl ExecutionPlan {
+    /// Gathers as soon as anything is inactive.
+    pub fn sparse(spec: &NetSpec) -> Self {
+        Self::with_threshold(spec, 1.0)
+    }
+
+    /// The same threshold for every block.
+    pub fn with_threshold(spec: &NetSpec, dense_above: f32) -> Self {
+        let blocks =
+            spec.blocks.iter().map(|block| BlockPlan { block: block.name.clone(), dense_above }).collect();
+        Self { network: spec.name.clone(), blocks }
+    }
+
+    /// Reads a plan written by [`save`](Self::save).
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a plan.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: not an execution plan", path.display()))
+    }
+
+    /// Checks that the plan is about this network.
+    ///
+    /// # Errors
+    /// Names the first difference.
+    pub fn check(&self, spec: &NetSpec) -> Result<()> {
+        ensure!(
+            self.blocks.len() == spec.blocks.len(),
+            "the plan for {} has {} blocks, {} has {}",
+            self.network,
+            self.blocks.len(),
+            spec.name,
+            spec.blocks.len()
+        );
+        for (plan, block) in self.blocks.iter().zip(&spec.blocks) {
+            ensure!(plan.block == block.name, "the plan is about block {}, not {}", plan.block, block.name);
+            ensure!(
+                (0.0..=1.0).contains(&plan.dense_above),
+                "{}: dense_above {} is not in 0..=1",
+                plan.block,
+                plan.dense_above
+            );
+        }
+        Ok(())
+    }
+}

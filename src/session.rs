@@ -1,0 +1,247 @@
+//! [`Session`]: a network, its weights, a plan, a policy and a device, ready to infer.
+
+use crate::exec::{Executor, Output, Request, Runnable, Weights};
+use crate::gate::{Learned, Policy};
+use crate::plan::ExecutionPlan;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Tensor;
+use laud_kernels::{Cpu, Isa};
+use laud_models::NetSpec;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A network that is ready to run.
+///
+/// A session is `Send + Sync`: share it by reference or `Arc` and infer from as many threads as you like. Inferences
+/// in flight at the same time share the session's thread pool and its weights, and each has memory of its own, which
+/// is made at first use and kept. After the first inference of a batch size, an inference with a reused [`Output`]
+/// allocates nothing, apart from the pool's own queue, which takes a block of memory for every few dozen inferences
+/// started from outside the pool.
+pub struct Session {
+    spec: Arc<NetSpec>,
+    runnable: Box<dyn Runnable>,
+    policy: Box<dyn Policy>,
+}
+
+/// Where to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best device at hand; [`Session::describe`] says which that was.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':').unwrap_or((text, "0")) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", number) => {
+                Ok(Self::Cuda(number.parse().with_context(|| format!("{text}: no device number"))?))
+            }
+            _ => bail!("unknown device {text}; there are auto, cpu and cuda:N"),
+        }
+    }
+}
+
+/// What activations and weights are stored as. Arithmetic accumulates in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// bfloat16: half the memory.
+    Bf16,
+}
+
+impl FromStr for Element {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => bail!("unknown element type {text}; there are f32 and bf16"),
+        }
+    }
+}
+
+/// Collects what a [`Session`] is made of.
+pub struct SessionBuilder {
+    spec: NetSpec,
+    device: Device,
+    element: Element,
+    threads: Option<usize>,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    isa: Option<String>,
+    plan: Option<ExecutionPlan>,
+    policy: Box<dyn Policy>,
+}
+
+impl SessionBuilder {
+    /// Where to run; default [`Device::Auto`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Element type; default f32.
+    pub fn element(mut self, element: Element) -> Self {
+        self.element = element;
+        self
+    }
+
+    /// Threads of an inference on the CPU; default: the cores this process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Runs in this pool, with as many threads as it has, instead of one made for the session.
+    pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Instruction set on the CPU (`avx512`, `avx2`, `neon`, `portable`); default: the widest.
+    pub fn isa(mut self, name: &str) -> Self {
+        self.isa = Some(name.to_owned());
+        self
+    }
+
+    /// How to run each block; default [`ExecutionPlan::sparse`].
+    pub fn plan(mut self, plan: ExecutionPlan) -> Self {
+        self.plan = Some(plan);
+        self
+    }
+
+    /// Who decides what is computed; default [`Learned`].
+    pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
+        self.policy = Box::new(policy);
+        self
+    }
+
+    /// Reads the weights and makes the session.
+    ///
+    /// # Errors
+    /// When a weight is missing or does not fit, the device is not there, or the plan is about another network.
+    pub fn build(self, weights: &dyn Weights) -> Result<Session> {
+        let Self { spec, device, element, threads, pool, isa, plan, policy } = self;
+        if let Device::Cuda(number) = device {
+            bail!("cuda:{number}: this build has no CUDA backend; use cpu");
+        }
+        let isa = isa.map_or_else(|| Ok(Isa::detect()), |name| Isa::named(&name))?;
+        let pool = match (pool, threads) {
+            (Some(pool), None) => Some(pool),
+            (Some(_), Some(_)) => bail!("give either a pool or a number of threads"),
+            (None, Some(0)) => bail!("a session needs at least one thread"),
+            (None, Some(1)) => None,
+            (None, threads) => {
+                let threads =
+                    threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+                ensure!(threads <= 1024, "{threads} threads are more than any machine has");
+                let name = |i| format!("laud-{i}");
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name);
+                Some(Arc::new(pool.build().context("cannot start threads")?))
+            }
+        };
+        let spec = Arc::new(spec);
+        let plan = plan.unwrap_or_else(|| ExecutionPlan::sparse(&spec));
+        let runnable: Box<dyn Runnable> = match element {
+            Element::F32 => {
+                Box::new(Executor::prepare(spec.clone(), Cpu::<f32>::new(isa, pool), weights, plan)?)
+            }
+            Element::Bf16 => {
+                Box::new(Executor::prepare(spec.clone(), Cpu::<half::bf16>::new(isa, pool), weights, plan)?)
+            }
+        };
+        Ok(Session { spec, runnable, policy })
+    }
+}
+
+impl Session {
+    /// Starts building a session for `spec`.
+    pub fn builder(spec: NetSpec) -> SessionBuilder {
+        SessionBuilder {
+            spec,
+            device: Device::Auto,
+            element: Element::F32,
+            threads: None,
+            pool: None,
+            isa: None,
+            plan: None,
+            policy: Box::new(Learned),
+        }
+    }
+
+    /// The network.
+    pub fn spec(&self) -> &NetSpec {
+        &self.spec
+    }
+
+    /// Device, element type, instruction set and threads in a few words.
+    pub fn describe(&self) -> String {
+        self.runnable.describe()
+    }
+
+    /// Name of the policy that decides.
+    pub fn policy(&self) -> &str {
+        self.policy.name()
+    }
+
+    /// Infers `batch` images, `[n, c, h, w]` prepared as the weights expect.
+    ///
+    /// # Errors
+    /// When there are too few or too many values, one is not finite, or memory runs out.
+    pub fn infer(&self, images: &[f32], batch: usize) -> Result<Output> {
+        let mut output = Output::default();
+        self.infer_into(Request { images, batch, features: false, masks: false, timed: false }, &mut output)?;
+        Ok(output)
+    }
+
+    /// The same with everything a [`Request`] can ask for, into memory that is used again.
+    ///
+    /// # Errors
+    /// As [`infer`](Self::infer).
+    pub fn infer_into(&self, request: Request<'_>, output: &mut Output) -> Result<()> {
+        if let Some(at) = request.images.iter().position(|value| !value.is_finite()) {
+            bail!("value {at} of the images is {}; inputs must be finite", request.images[at]);
+        }
+        self.runnable.infer(request, &*self.policy, output)
+    }
+
+    /// The same with another policy than the session's.
+    ///
+    /// # Errors
+    /// As [`infer`](Self::infer).
+    pub fn infer_with(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
+        self.runnable.infer(request, policy, output)
+    }
+
+    /// Infers a candle tensor `[n, c, h, w]` and gives logits `[n, classes]` and the trace.
+    ///
+    /// # Errors
+    /// When the tensor has another shape than the network reads; else as [`infer`](Self::infer).
+    pub fn infer_tensor(&self, images: &Tensor) -> Result<(Tensor, Output)> {
+        let input = &self.spec.input;
+        let (n, c, h, w) = images.dims4().context("images are [n, c, h, w]")?;
+        ensure!(
+            (c, h, w) == (input.channels, input.size.h, input.size.w),
+            "images of {c}×{h}×{w}, {} reads {}×{}×{}",
+            self.spec.name,
+            input.channels,
+            input.size.h,
+            input.size.w
+        );
+        let values = images.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let output = self.infer(&values, n)?;
+        let logits = Tensor::from_slice(&output.logits, (n, output.logits.len() / n), images.device())?;
+        Ok((logits, output))
+    }
+}
