@@ -1,14 +1,17 @@
 //! Map of the tests:
 //! `oracle` the masked-dense network against the official PyTorch code ·
 //! `oracle_cases` the same against loops and arithmetic done by hand ·
-//! `executor_fixtures` the executor against the official code.
+//! `executor_fixtures` the executor against the official code ·
+//! `parity` the executor against the oracle, over named and generated networks.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
-//! executor · `compare` says how far two tensors are apart.
+//! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
 mod compare;
 mod execute;
 mod executor_fixtures;
 mod fixtures;
 mod naive;
+mod networks;
 mod oracle;
 mod oracle_cases;
+mod parity;
