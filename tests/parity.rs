@@ -16,7 +16,7 @@ use crate::oracle_cases::net;
 
 /// Activations and weights rounded to 8 bits in each of up to 40 layers, some of which have two channels only: errors of
 /// the largest logit.
-const RELATIVE_BF16: f32 = 0.1;
+const RELATIVE_BF16: f32 = 0.15;
 /// Margins this small beside the gate's largest may round to the other side of 0.
 const MARGIN: f32 = 1e-4;
 /// Samples of the batches; each has decisions of its own.
