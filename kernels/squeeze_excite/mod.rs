@@ -142,9 +142,9 @@ impl<E: Element> SqueezeExcite<'_, [E]> {
             });
         }
         check_rows(op, (self.rows, self.channels), self.data, self.data_rows, self.mean)?;
-        let overflows = || format!("batch {}, {} → {} channels", self.rows.batch(), weights.c, weights.q);
+        let shape = format_args!("batch {}, {} → {} channels", self.rows.batch(), weights.c, weights.q);
         let need = [self.rows.batch(), weights.c.max(weights.stride), size_of::<f32>()];
-        require(op, "address space", isize::MAX as usize, &need, &overflows())
+        require(op, "address space", isize::MAX as usize, &need, &shape)
     }
 }
 
