@@ -2,7 +2,7 @@
 //! columns where only some are, and runs the register tile over it.
 
 use super::filter::{Panel, SLACK};
-use super::micro::{self, Segment, Tile};
+use super::micro::{self, Segment, Strip};
 use super::pack::{self, Columns, segments};
 use super::{Filter, GatherGemm, Placement};
 use crate::{Buffer, Element, Extent, Isa, Result, Team};
@@ -21,7 +21,6 @@ const CHUNKS_PER_THREAD: usize = 4;
 pub struct Scratch<E> {
     taps: Vec<*const E>,
     out: Vec<*mut E>,
-    bias: Vec<*const f32>,
     class: Vec<u32>,
     segments: Vec<Segment>,
     zeros: Buffer<E>,
@@ -42,7 +41,6 @@ impl<E: Element> Scratch<E> {
         Ok(Self {
             taps: vec![],
             out: vec![],
-            bias: vec![],
             class: vec![],
             segments: vec![],
             zeros,
@@ -69,12 +67,11 @@ impl<E: Element> Scratch<E> {
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         self.out.resize(self.out.len().max(rows), std::ptr::null_mut());
-        self.bias.resize(self.bias.len().max(rows), std::ptr::null());
         self.class.resize(self.class.len().max(rows), 0);
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
-        let runs = if channels { inputs.div_ceil(2) } else { 1 };
+        let runs = if channels { inputs.div_ceil(2) } else { inputs.div_ceil(16) };
         self.segments.clear();
-        self.segments.reserve(g.kernel * g.kernel * runs);
+        self.segments.reserve(g.kernel * g.kernel * runs.max(g.kernel));
         if channels {
             let width = filter.panel_width;
             grow(&mut self.packed, g.kernel * g.kernel * inputs * width + SLACK, "packed active columns")?;
@@ -148,7 +145,7 @@ pub fn run<E: Element>(
         for n in 0..jobs {
             let job = job(filter, call, threads, jobs, n);
             if chunk < job.chunks() {
-                return run_chunk(isa, filter, call, &job, chunk, scratch, output.get());
+                return run_chunk(isa, threads, filter, call, &job, chunk, scratch, output.get());
             }
             chunk -= job.chunks();
         }
@@ -194,8 +191,10 @@ fn piece(len: usize, pieces: usize, i: usize) -> usize {
     len * i / pieces
 }
 
+#[allow(clippy::too_many_arguments)]
 fn run_chunk<E: Element>(
     isa: Isa,
+    threads: usize,
     filter: &Filter<E>,
     call: &GatherGemm<'_, [E]>,
     job: &Job<'_>,
@@ -208,40 +207,57 @@ fn run_chunk<E: Element>(
     let block = job.rows.start + piece(job.rows.len(), job.blocks, block)
         ..job.rows.start + piece(job.rows.len(), job.blocks, block + 1);
     let tiles = block.len().div_ceil(filter.max_rows);
-    let tile_rows = |t: usize| piece(block.len(), tiles, t)..piece(block.len(), tiles, t + 1);
     let g = filter.geometry();
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
+    let (height, taller) = (block.len() / tiles, block.len() % tiles);
+    let mut start = 0;
     for t in 0..tiles {
-        point(filter, call, block.start, tile_rows(t), n_taps, scratch, output);
+        let end = start + height + usize::from(t < taller);
+        point(filter, call, block.start, start..end, n_taps, scratch, output);
+        start = end;
     }
-    for column in columns {
+    for column in columns.clone() {
         let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
-        for i in 0..block.len() {
-            scratch.bias[i] = match panel.packed {
-                false => filter.bias[scratch.class[i] as usize * filter.bias_stride..].as_ptr(),
-                true => scratch.packed_bias[scratch.class[i] as usize * filter.panel_width..].as_ptr(),
-            };
-        }
-        for t in 0..tiles {
-            let rows = tile_rows(t);
-            let tile = Tile {
-                taps: scratch.taps[rows.start * n_taps..].as_ptr(),
-                rows: rows.len(),
-                segments: &scratch.segments,
-                panel: panel.data,
-                stored: panel.stored,
-                out: scratch.out[rows.start..].as_ptr(),
-                column: panel.c_out,
-                columns: panel.columns,
-                bias: scratch.bias[rows.start..].as_ptr(),
-                bias_column: if panel.packed { 0 } else { panel.c_out },
-                constant: panel.constant,
-                residual: call.residual,
-                act: call.act,
-            };
-            micro::compute(isa, &tile);
-        }
+        let bias = if panel.packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
+        // Whoever takes the chunk after next finds its panel on the way; in between come the other threads.
+        let next = if column + 1 < columns.end {
+            column + 1
+        } else {
+            column + 1 + job.columns_per_chunk * (threads - 1)
+        };
+        let (ahead, ahead_bytes) = match filter.panels.get(next) {
+            Some(next) if !panel.packed && next.offset > 0 => {
+                let bytes = g.kernel * g.kernel * next.inputs * next.stored * size_of::<E>();
+                (filter.data.as_slice()[next.offset..].as_ptr().cast(), bytes)
+            }
+            _ => (std::ptr::null(), 0),
+        };
+        let strip = Strip {
+            taps: scratch.taps.as_ptr(),
+            n_taps,
+            rows: block.len(),
+            tiles,
+            segments: &scratch.segments,
+            panel: panel.data,
+            stored: panel.stored,
+            out: scratch.out.as_ptr(),
+            column: panel.c_out,
+            columns: panel.columns,
+            bias: bias.as_ptr(),
+            bias_stride: if panel.packed { filter.panel_width } else { filter.bias_stride },
+            class: if filter.bias.len() > filter.bias_stride {
+                scratch.class.as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            constant: panel.constant,
+            residual: call.residual,
+            act: call.act,
+            ahead,
+            ahead_bytes,
+        };
+        micro::compute(isa, &strip);
     }
 }
 
@@ -309,12 +325,7 @@ fn prepare<E: Element>(
         scratch.packed.as_mut_slice(),
         stored,
     );
-    scratch.segments.extend((0..taps).map(|tap| Segment {
-        tap: tap as u32,
-        c_in: in_span.start as u32,
-        inputs: rows as u32,
-        panel_row: (tap * rows) as u32,
-    }));
+    pack::every_input(taps, in_span.start, rows, &mut scratch.segments);
     for class in 0..filter.bias.len() / filter.bias_stride {
         for (j, position) in out_span.clone().enumerate() {
             scratch.packed_bias[class * width + j] =
@@ -386,9 +397,6 @@ fn point<E: Element>(
         *out = output.wrapping_add(at * g.c_out);
     }
     let classes = filter.bias.len() > filter.bias_stride;
-    if !classes {
-        class.fill(0);
-    }
     if g.is_pointwise() {
         for (slot, tap) in taps.iter_mut().enumerate() {
             let at =

@@ -145,13 +145,7 @@ pub(super) fn segments<E: Element>(
             true => (kernel, kernel * window.len()),
             false => (kernel * kernel, window.len()),
         };
-        let segment = |tap: usize| Segment {
-            tap: tap as u32,
-            c_in: window.start as u32,
-            inputs: inputs as u32,
-            panel_row: (tap * inputs) as u32,
-        };
-        return segments.extend((0..taps).map(segment));
+        return every_input(taps, window.start, inputs, segments);
     };
     for tap in 0..kernel * kernel {
         let mut next = u32::MAX;
@@ -164,6 +158,22 @@ pub(super) fn segments<E: Element>(
             }
             next = c + 1;
         }
-        // A run never continues into the next tap.
+    }
+}
+
+/// The longest segment: at the start of each, the kernel asks for a part of what comes next.
+const LONGEST: usize = 64;
+
+/// The reduction over `taps` × `inputs` consecutive channels from `c_in` on, which fill the panel.
+pub(super) fn every_input(taps: usize, c_in: usize, inputs: usize, segments: &mut Vec<Segment>) {
+    for tap in 0..taps {
+        for first in (0..inputs).step_by(LONGEST) {
+            segments.push(Segment {
+                tap: tap as u32,
+                c_in: (c_in + first) as u32,
+                inputs: LONGEST.min(inputs - first) as u32,
+                panel_row: (tap * inputs + first) as u32,
+            });
+        }
     }
 }

@@ -78,6 +78,12 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // As assembly, because the compiler takes the intrinsic for a write and then keeps accumulators in memory.
+        // SAFETY: asking for an address never faults and touches no register.
+        unsafe { std::arch::asm!("prefetcht1 [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
     unsafe fn sum(v: __m256) -> f32 {
         unsafe {
             let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));

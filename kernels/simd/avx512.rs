@@ -84,6 +84,12 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // As assembly, because the compiler takes the intrinsic for a write and then keeps accumulators in memory.
+        // SAFETY: asking for an address never faults and touches no register.
+        unsafe { std::arch::asm!("prefetcht1 [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(v) }
     }

@@ -157,6 +157,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    /// The same, for the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_far(_p: *const u8) {}
     /// Sum of all lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
