@@ -8,7 +8,8 @@ pub(super) struct Segment {
     pub(super) c_in: u32,
     /// Input channels.
     pub(super) inputs: u32,
-    /// Row of the panel that the first input channel meets.
+    /// Place in the order of the reduction of the first input channel: the panel row it meets, or where the list of
+    /// rows says which.
     pub(super) panel_row: u32,
 }
 
@@ -26,8 +27,8 @@ pub(super) struct Strip<'a, E> {
     pub(super) tiles: usize,
     /// The reduction.
     pub(super) segments: &'a [Segment],
-    /// `[panel rows][stored]`.
-    pub(super) panel: *const E,
+    /// The weights.
+    pub(super) panel: PanelRows<E>,
     /// Stored columns, whole vectors.
     pub(super) stored: usize,
     /// `[rows]`: where each row's output starts.
@@ -45,9 +46,34 @@ pub(super) struct Strip<'a, E> {
     pub(super) constant: *const f32,
     pub(super) residual: bool,
     pub(super) act: Act,
-    /// What will be multiplied with next; it is asked for while this is being multiplied. May be any address.
-    pub(super) ahead: *const u8,
-    pub(super) ahead_bytes: usize,
+    /// What will be multiplied with next; it is asked for while this is being multiplied.
+    pub(super) next: PanelRows<E>,
+    /// Rows of it.
+    pub(super) next_rows: usize,
+}
+
+/// Where the rows of a panel lie. Each row is `stored` columns.
+#[derive(Clone, Copy)]
+pub(super) struct PanelRows<E> {
+    /// Where every [`UNIT`] columns of row 0 start.
+    pub(super) units: [*const E; MAX_UNITS],
+    /// Elements from row 0 to each row in the order of the reduction; null: rows follow each other.
+    pub(super) offsets: *const u32,
+    /// The units are not neighbours.
+    pub(super) scattered: bool,
+}
+
+/// Columns of a unit, the smallest that can be gathered while multiplying.
+pub(super) const UNIT: usize = 8;
+/// Units of the widest panel.
+pub(super) const MAX_UNITS: usize = 4;
+
+impl<E> PanelRows<E> {
+    /// A panel of neighbours from `start` on.
+    pub(super) fn neighbours(start: *const E, offsets: *const u32) -> Self {
+        let units = std::array::from_fn(|unit| start.wrapping_add(unit * UNIT));
+        Self { units, offsets, scattered: false }
+    }
 }
 
 dispatch! {
@@ -61,44 +87,56 @@ dispatch! {
 #[inline(always)]
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
-    let mut ahead = Ahead {
-        at: strip.ahead,
-        lines: strip.ahead_bytes.div_ceil(64 * strip.tiles * strip.segments.len().max(1)),
-    };
+    let requests = strip.tiles * strip.segments.len().max(1);
+    let mut ahead = Ahead { row: 0, rows: strip.next_rows.div_ceil(requests) };
     let mut first = 0;
     for tile in 0..strip.tiles {
         let rows = height + usize::from(tile < taller);
         macro_rules! by_rows {
-            ($nv:literal: $($mr:literal)*) => {
+            ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                    $($mr => unsafe { fixed::<S, E, $mr, $nv>(strip, first, &mut ahead) },)*
+                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, first, &mut ahead) },)*
                     _ => unreachable!("a tile has 1..=12 rows"),
+                }
+            };
+            ($nv:literal) => {
+                match (strip.panel.offsets.is_null(), strip.panel.scattered) {
+                    (true, _) => by_rows!(STREAM, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    (false, false) => by_rows!(ROWS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    (false, true) => by_rows!(UNITS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
                 }
             };
         }
         match strip.stored / S::LANES {
-            1 => by_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-            2 => by_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-            3 if S::NV >= 3 => by_rows!(3: 1 2 3 4 5 6 7 8 9 10 11 12),
-            4 if S::NV >= 4 => by_rows!(4: 1 2 3 4 5 6 7 8 9 10 11 12),
+            1 => by_rows!(1),
+            2 => by_rows!(2),
+            3 if S::NV >= 3 => by_rows!(3),
+            4 if S::NV >= 4 => by_rows!(4),
             _ => unreachable!("a panel has 1..=S::NV vectors"),
         }
         first += rows;
     }
 }
 
-/// Cache lines to ask for.
+/// Progress through the rows of the next panel.
 struct Ahead {
-    at: *const u8,
-    /// At every request.
-    lines: usize,
+    row: usize,
+    /// To ask for at every segment.
+    rows: usize,
 }
+
+/// Panel rows follow each other.
+const STREAM: u8 = 0;
+/// Panel rows are listed.
+const ROWS: u8 = 1;
+/// Panel rows are listed and their units lie apart.
+const UNITS: u8 = 2;
 
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(
+unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GATHER: u8>(
     strip: &Strip<'_, E>,
     first: usize,
     ahead: &mut Ahead,
@@ -110,28 +148,56 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
         let taps = strip.taps.add(first * strip.n_taps);
-        let (mut at, lines) = (ahead.at, ahead.lines);
+        let (mut next_row, rows, next) = (ahead.row, ahead.rows, &strip.next);
         for segment in strip.segments {
             let starts = taps.add(segment.tap as usize * MR);
             let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
-            let mut b = strip.panel.add(segment.panel_row as usize * NV * S::LANES);
+            let order = segment.panel_row as usize;
             // Asking once a segment keeps the loads of the next panel spread over this one.
-            for line in 0..lines {
-                S::prefetch_far(at.wrapping_add(64 * line));
+            let end = strip.next_rows.min(next_row + rows);
+            while next_row < end {
+                let offset = match next.offsets.is_null() {
+                    true => next_row * strip.stored,
+                    false => *next.offsets.add(next_row) as usize,
+                };
+                for unit in
+                    next.units.iter().step_by(if GATHER == UNITS { 1 } else { 64 / UNIT / size_of::<E>() })
+                {
+                    S::prefetch_far(unit.wrapping_add(offset).cast());
+                }
+                next_row += 1;
             }
-            at = at.wrapping_add(64 * lines);
+            let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
             for k in 0..segment.inputs as usize {
-                let columns: [S::V; NV] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
+                let columns: [S::V; NV] = match GATHER {
+                    STREAM => std::array::from_fn(|j| S::load(b.add(j * S::LANES))),
+                    ROWS => {
+                        let row = strip.panel.units[0].add(*strip.panel.offsets.add(order + k) as usize);
+                        std::array::from_fn(|j| S::load(row.add(j * S::LANES)))
+                    }
+                    _ => {
+                        let row = *strip.panel.offsets.add(order + k) as usize;
+                        std::array::from_fn(|j| {
+                            let unit = j * S::LANES / UNIT;
+                            let within = j * S::LANES % UNIT;
+                            let low = strip.panel.units[unit].add(row + within);
+                            match S::LANES > UNIT {
+                                true => S::load_halves(low, strip.panel.units[unit + 1].add(row)),
+                                false => S::load(low),
+                            }
+                        })
+                    }
+                };
                 for i in 0..MR {
                     let value = S::splat((*a[i].add(k)).to_f32());
                     for j in 0..NV {
                         acc[i][j] = S::fma(value, columns[j], acc[i][j]);
                     }
                 }
-                b = b.add(NV * S::LANES);
+                b = b.wrapping_add(NV * S::LANES);
             }
         }
-        ahead.at = at;
+        ahead.row = next_row;
         finish::<S, E, MR, NV>(strip, first, &acc);
     }
 }

@@ -1,4 +1,5 @@
 use super::Simd;
+use crate::{DType, Element};
 use std::arch::x86_64::*;
 
 /// 16 lanes, 32 registers: a tile of 12 rows × 32 columns holds 24 accumulators.
@@ -48,6 +49,23 @@ impl Simd for Avx512 {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let upper = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
             _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(upper));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> __m512 {
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => {
+                    let low = _mm512_castps256_ps512(_mm256_loadu_ps(low.cast()));
+                    let high = _mm256_castps_pd(_mm256_loadu_ps(high.cast()));
+                    _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castps_pd(low), high))
+                }
+                DType::Bf16 => {
+                    let (low, high) = (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast()));
+                    let halves = _mm512_cvtepu16_epi32(_mm256_set_m128i(high, low));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+                }
+            }
         }
     }
     #[inline(always)]

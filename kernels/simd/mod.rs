@@ -185,6 +185,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
+    /// Loads `LANES / 2` elements from each of two places.
+    #[inline(always)]
+    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> Self::V {
+        let half = Self::LANES / 2;
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: forwarded; `half` elements of each are read.
+        unsafe {
+            for i in 0..half {
+                lanes[i] = (*low.add(i)).to_f32();
+                lanes[half + i] = (*high.add(i)).to_f32();
+            }
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
     /// Loads the first `n <= LANES` elements, zero elsewhere.
     #[inline(always)]
     unsafe fn load_first<E: Element>(p: *const E, n: usize) -> Self::V {
