@@ -86,9 +86,15 @@ fn measure<E: Element>(
         candidates.push(Box::new(move || {
             Team::scope(Some(pool), |team| {
                 for _ in 0..CALLS {
-                    let output_rows = Placement::Natural;
-                    let call =
-                        Depthwise { rows, channels, input: x, output: &mut y, output_rows, act: Act::Relu6 };
+                    let call = Depthwise {
+                        rows,
+                        channels,
+                        input: x,
+                        input_channels: Placement::Compact,
+                        output: &mut y,
+                        output_rows: Placement::Natural,
+                        act: Act::Relu6,
+                    };
                     depthwise::run(Isa::detect(), team, filter, call).expect("operands fit");
                 }
             });

@@ -110,9 +110,9 @@ impl<E: Element> Backend for Cpu<E> {
         filter: &depthwise::Filter,
         call: Depthwise<'_, Buffer<E>>,
     ) -> Result<()> {
-        let Depthwise { rows, channels, input, output, output_rows, act } = call;
+        let Depthwise { rows, channels, input, input_channels, output, output_rows, act } = call;
         let (input, output) = (input.as_slice(), output.as_mut_slice());
-        let call = Depthwise { rows, channels, input, output, output_rows, act };
+        let call = Depthwise { rows, channels, input, input_channels, output, output_rows, act };
         depthwise::run(queue.isa, queue.team, filter, call)
     }
 

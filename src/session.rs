@@ -210,9 +210,6 @@ impl Session {
     /// # Errors
     /// As [`infer`](Self::infer).
     pub fn infer_into(&self, request: Request<'_>, output: &mut Output) -> Result<()> {
-        if let Some(at) = request.images.iter().position(|value| !value.is_finite()) {
-            bail!("value {at} of the images is {}; inputs must be finite", request.images[at]);
-        }
         self.runnable.infer(request, &*self.policy, output)
     }
 

@@ -7,7 +7,7 @@ pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// `max |a − b| ÷ max |b|`.
+/// `max |a − b| ÷ max |b|`; 0 where they are equal.
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let largest = |values: &mut dyn Iterator<Item = f32>| {
@@ -16,7 +16,8 @@ pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f32 {
     };
     let (a, b) = (values(a), values(b));
     let scale = largest(&mut b.iter().copied());
-    largest(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / scale
+    let apart = largest(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+    if apart == 0.0 { 0.0 } else { apart / scale }
 }
 
 /// Asserts `|a − b| <= relative · (|b| + floor · max |b|)` everywhere: f32 sums in another order.

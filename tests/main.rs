@@ -1,11 +1,19 @@
 //! Map of the tests:
 //! `oracle` the masked-dense network against the official PyTorch code ·
-//! `oracle_cases` the same against loops and arithmetic done by hand.
-//! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `compare` says how far
-//! two tensors are apart.
+//! `oracle_cases` the same against loops and arithmetic done by hand ·
+//! `executor_fixtures` the executor against the official code ·
+//! `parity` the executor against the oracle, over named and generated networks ·
+//! `session` a session as its users have it: threads, memory used again, bad input.
+//! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
+//! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
 mod compare;
+mod execute;
+mod executor_fixtures;
 mod fixtures;
 mod naive;
+mod networks;
 mod oracle;
 mod oracle_cases;
+mod parity;
+mod session;

@@ -87,7 +87,7 @@ impl BitMap {
     pub fn grow(&mut self, active: &BitMap, conv: &ConvGeometry) {
         assert_eq!(active.map, conv.output, "compact: active pixels of {conv}");
         self.reset(active.batch, conv.input);
-        let mut wide = [0u64; 64];
+        let mut wide = [0u64; 256];
         assert!(self.words <= wide.len(), "compact: maps are at most {} pixels wide", 64 * wide.len());
         for n in 0..active.batch {
             for oy in 0..conv.output.h {

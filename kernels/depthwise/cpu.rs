@@ -34,7 +34,8 @@ pub fn run<E: Element>(isa: Isa, team: &mut Team, filter: &Filter, call: Depthwi
     }
     let wanted = if team.threads() == 1 { 1 } else { (CHUNKS_PER_THREAD * team.threads()).div_ceil(jobs) };
     let output = Disjoint::new(call.output);
-    let (input, act, output_rows) = (call.input, call.act, call.output_rows);
+    let (input, input_channels) = (call.input, call.input_channels);
+    let (act, output_rows) = (call.act, call.output_rows);
     team.for_each(jobs * wanted, |chunk, _| {
         let (n, chunk) = (chunk / wanted, chunk % wanted);
         let (range, count) = match channels.is_all() {
@@ -64,6 +65,7 @@ pub fn run<E: Element>(isa: Isa, team: &mut Team, filter: &Filter, call: Depthwi
             input: input.as_ptr(),
             output: output.pointer(0),
             list: channels.sample(n),
+            input_channels,
             channels: edge(block)..edge(block + 1),
             act,
         };
@@ -128,6 +130,7 @@ struct Task<'a, E> {
     output: *mut E,
     /// The sample's active channels; `None`: all.
     list: Option<&'a [u32]>,
+    input_channels: Placement,
     /// Positions in the list.
     channels: Range<usize>,
     act: Act,
@@ -146,34 +149,43 @@ fn pass_set<S: Simd, E: Element>(task: &Task<'_, E>, groups: &[Group]) {
     let mut gathered = Gathered::new();
     let mut at = task.channels.start;
     while at < end {
+        // Listed channels of a map that holds all are neighbours as far as they follow each other.
+        let run = task.list.filter(|_| task.input_channels == Placement::Natural).map(|list| {
+            let list = &list[at..end.min(at + S::LANES)];
+            (list[0] as usize, list.iter().zip(list[0]..).take_while(|(c, next)| *c == next).count())
+        });
         // The last vector starts early rather than being cut, where there is room: its values come out the same.
-        let first = if task.channels.len() >= S::LANES { at.min(end - S::LANES) } else { at };
-        let n = S::LANES.min(end - first);
+        let early = if task.channels.len() >= S::LANES { at.min(end - S::LANES) } else { at };
+        // Position in the output and in the input, and length.
+        let (first, source, n) = match run {
+            Some((channel, n)) => (at, channel, n),
+            None => (early, early, S::LANES.min(end - early)),
+        };
         let from = |buffer: &Option<Buffer<f32>>| {
-            buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.as_slice()[first..].as_ptr())
+            buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.as_slice()[source..].as_ptr())
         };
         let mut column = Column {
             n,
-            input: task.input.wrapping_add(first),
+            input: task.input.wrapping_add(source),
             output: task.output.wrapping_add(first),
             c,
             w: g.input.w,
             kernel: g.kernel,
             stride: g.stride,
-            weight: filter.weight.as_slice()[first..].as_ptr(),
+            weight: filter.weight.as_slice()[source..].as_ptr(),
             tap_stride: c,
-            bias: filter.bias.as_slice()[first..].as_ptr(),
+            bias: filter.bias.as_slice()[source..].as_ptr(),
             minus_constant: from(&filter.minus_constant),
             output_constant: from(&filter.output_constant),
             act: task.act,
         };
-        if let Some(list) = task.list {
+        if let Some(list) = task.list.filter(|_| run.is_none()) {
             gathered.gather(filter, taps, &list[first..first + n], &mut column);
         }
         // SAFETY: operands were checked against the geometry that the groups follow; all parameters hold `n` values;
         // chunks differ in rows or channels; `dispatch` vouches for the instruction set.
         unsafe { compute::<S, E>(&column, groups) };
-        at += S::LANES;
+        at += if run.is_some() { n } else { S::LANES };
     }
 }
 

@@ -4,7 +4,7 @@
 //! `q(r, s) = (n, y·stride + r − pad_top, x·stride + s − pad_left)`:
 //!
 //! ```text
-//! z            = bias[c] + Σ_{r,s: q inside} w[c, r, s] · (input[q, j] + input_constant[c])
+//! z            = bias[c] + Σ_{r,s: q inside} w[c, r, s] · (input[q, j or c] + input_constant[c])
 //! output[i, j] = act(z) − output_constant[c]
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! only. What is computed for a pixel does not depend on which others are active, to the last bit.
 //!
 //! **Layout.** Input rows of `c` values lie at their pixel, output rows there or at `i`. The `j`-th active channel of
-//! a sample lies at position `j` of its row, in the input as in the output.
+//! a sample lies at position `j` of its output row, and there or at its own position of its input row.
 
 pub(crate) mod cpu;
 mod group;
@@ -113,6 +113,8 @@ pub struct Depthwise<'a, T: ?Sized> {
     pub channels: &'a Channels,
     /// Input activations, `[n, h, w, c]`.
     pub input: &'a T,
+    /// Where the channels of an input row lie: `Natural` in a map that holds all of them, whose others are not read.
+    pub input_channels: Placement,
     /// Output activations, `[rows, c]`; everything outside the active set stays as it is.
     pub output: &'a mut T,
     /// Where the output rows lie.
@@ -158,12 +160,13 @@ pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut Depthwise<'_, [E]
             let at = if call.output_rows == Placement::Natural { pixel } else { i };
             for (j, &channel) in channels.iter().enumerate() {
                 let constant = spec.input_constant.map_or(0.0, |constant| constant[channel]);
+                let from = if call.input_channels == Placement::Natural { channel } else { j };
                 let mut z = spec.bias[channel];
                 for (r, s) in (0..g.kernel).flat_map(|r| (0..g.kernel).map(move |s| (r, s))) {
                     let iy = (y * g.stride + r).wrapping_sub(g.pad_top);
                     let ix = (x * g.stride + s).wrapping_sub(g.pad_left);
                     if iy < g.input.h && ix < g.input.w {
-                        let value = call.input[((n * g.input.h + iy) * g.input.w + ix) * c + j].to_f32();
+                        let value = call.input[((n * g.input.h + iy) * g.input.w + ix) * c + from].to_f32();
                         z += spec.weight[(channel * g.kernel + r) * g.kernel + s] * (value + constant);
                     }
                 }

@@ -11,6 +11,7 @@ struct Case {
     rows: Density,
     channels: Option<(Density, usize)>,
     placement: Placement,
+    input_channels: Placement,
     act: Act,
     constants: bool,
     threads: usize,
@@ -25,6 +26,7 @@ impl Case {
             rows: Density::All,
             channels: None,
             placement: Placement::Natural,
+            input_channels: Placement::Compact,
             act: Act::Relu,
             constants: false,
             threads: 2,
@@ -94,7 +96,8 @@ impl<E: Element> Operands<E> {
 
     fn call<'a>(&'a self, case: &Case, output: &'a mut [E]) -> Depthwise<'a, [E]> {
         let Self { rows, channels, input, .. } = self;
-        Depthwise { rows, channels, input, output, output_rows: case.placement, act: case.act }
+        let &Case { input_channels, placement: output_rows, act, .. } = case;
+        Depthwise { rows, channels, input, input_channels, output, output_rows, act }
     }
 
     fn run(&self, case: &Case, isa: Isa) -> Vec<E> {
@@ -160,7 +163,8 @@ fn channel_sets_differ_between_samples() {
                     Case { channels: Some((density, group)), constants, batch: 3, ..Case::of(geometry) };
                 check_everywhere(&case);
                 let placement = Placement::Compact;
-                check_everywhere(&Case { rows: Density::Half, placement, threads: 3, ..case });
+                check_everywhere(&Case { rows: Density::Half, placement, threads: 3, ..case.clone() });
+                check_everywhere(&Case { input_channels: Placement::Natural, ..case });
             }
         }
     }
@@ -237,6 +241,7 @@ fn operands_that_do_not_fit_are_refused() {
             rows,
             channels,
             input: &input[..],
+            input_channels: Placement::Compact,
             output: &mut output[..],
             output_rows,
             act: Act::None,
@@ -257,14 +262,17 @@ proptest! {
     fn equals_the_reference(
         (h, w, kernel, stride) in (1usize..20, 1usize..20, prop_oneof![Just(1usize), Just(3), Just(5), Just(7)], 1usize..4),
         (group, groups, batch, rows) in (1usize..9, 1usize..30, 1usize..4, 0usize..4),
-        (channels, compact, constants) in (0usize..8, any::<bool>(), any::<bool>()),
+        (channels, compact, packed, constants) in (0usize..8, any::<bool>(), any::<bool>(), any::<bool>()),
         (threads, seed) in (1usize..4, any::<u64>()),
     ) {
         let channels = Density::EVERY.get(channels).map(|&density| (density, group));
-        let placement = if compact { Placement::Compact } else { Placement::Natural };
+        let place = |compact| if compact { Placement::Compact } else { Placement::Natural };
+        let (placement, input_channels) = (place(compact), place(packed));
         let geometry = conv(h, w, group * groups, kernel, stride);
         let (rows, act) = (Density::EVERY[rows], Act::Relu6);
-        let case = Case { geometry, batch, rows, channels, placement, act, constants, threads, seed };
+        let case = Case {
+            geometry, batch, rows, channels, placement, input_channels, act, constants, threads, seed,
+        };
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
     }
 }

@@ -385,8 +385,11 @@ pub(super) fn convolve<B: Backend>(
             B::gather_gemm(queue, filter, call)?;
         }
         ConvWeights::Depthwise(filter) => {
-            let ActiveSet { rows, c_out: channels, .. } = active;
-            B::depthwise(queue, filter, Depthwise { rows, channels, input, output, output_rows, act })?;
+            let ActiveSet { rows, c_in, c_out: channels } = active;
+            // The block's input holds every channel, what a gated convolution wrote only the active ones.
+            let input_channels = if c_in.is_all() { Placement::Natural } else { Placement::Compact };
+            let call = Depthwise { rows, channels, input, input_channels, output, output_rows, act };
+            B::depthwise(queue, filter, call)?;
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ pub use trace::{BlockTrace, Count, Trace};
 
 use crate::gate::Policy;
 use crate::plan::ExecutionPlan;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use laud_kernels::gather_gemm::Placement;
 use laud_kernels::layout::FromNchw;
 use laud_kernels::max_pool::MaxPool;
@@ -81,7 +81,7 @@ pub trait Runnable: Send + Sync {
     /// memory of its own, which is kept for the next.
     ///
     /// # Errors
-    /// When the request does not fit the network, or memory runs out.
+    /// When the request does not fit the network, an image's value is not finite, or memory runs out.
     fn infer(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()>;
 }
 
@@ -99,14 +99,15 @@ impl<B: Backend> Executor<B> {
     /// Reads every weight, folds BatchNorms and packs.
     ///
     /// # Errors
-    /// When a weight is missing or does not fit, the network asks for something unsupported, or the plan is about
-    /// another one.
+    /// When the specification contradicts itself or asks for something unsupported, a weight is missing or does not
+    /// fit, or the plan is about another network.
     pub fn prepare(
         spec: Arc<NetSpec>,
         backend: B,
         weights: &dyn Weights,
         plan: ExecutionPlan,
     ) -> Result<Self> {
+        spec.validate()?;
         plan.check(&spec)?;
         let network = Network::prepare(&spec, &backend, weights)?;
         Ok(Self { spec, backend, network, plan, idle: Mutex::new(Vec::new()) })
@@ -133,16 +134,22 @@ impl<B: Backend> Runnable for Executor<B> {
     fn infer(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
         let Request { images, batch, .. } = request;
         let image = self.network.image;
-        let need = batch * self.spec.input.channels * image.pixels();
+        let channels = self.spec.input.channels;
+        let need = batch.saturating_mul(channels * image.pixels());
         ensure!(batch > 0, "an inference needs at least one image");
         ensure!(
             images.len() == need,
-            "{} values for {batch} images of {}×{}×{}, which are {need}",
+            "{} values for {batch} images of {channels}×{}×{}, which are {need}",
             images.len(),
-            self.spec.input.channels,
             image.h,
             image.w
         );
+        // Lists of active pixels count in u32, and no map is larger than the image with its border.
+        let most = u32::MAX as usize / self.network.stem.geometry.input.pixels();
+        ensure!(batch <= most, "a batch of {batch} images; {most} are the most at once");
+        if let Some(at) = images.iter().position(|value| !value.is_finite()) {
+            bail!("value {at} of the images is {}; inputs must be finite", images[at]);
+        }
         output.prepare(&self.network, request);
         let mut workspace = self.workspace(batch)?;
         let Workspace { scratch, image, stream, branch, lists, .. } = &mut *workspace;
