@@ -379,36 +379,37 @@ fn print_profile(name: &str, spec: &NetSpec, trace: &Trace, out: &mut dyn Write)
     table.row(plain("stem", trace.stem_ns, trace.stem_macs));
     for (block, entry) in spec.blocks.iter().zip(&trace.blocks) {
         let &BlockTrace { gate_ns, compact_ns, compute_ns, macs, dense_macs, .. } = entry;
+        let gated = block.gate.is_some();
         let density = |gated: bool, count: laud::exec::Count| {
             if gated { percent(count.density()) } else { String::new() }
         };
         table.row([
             block.name.clone(),
             format!("{}×{}", block.output.h, block.output.w),
-            us(gate_ns),
-            us(compact_ns),
+            if gated { us(gate_ns) } else { String::new() },
+            if gated { us(compact_ns) } else { String::new() },
             us(compute_ns),
             share(gate_ns + compact_ns + compute_ns),
             density(block.gate.spatial.is_some(), entry.patches),
             density(block.gate.channel.is_some(), entry.channel_groups),
             si(macs as f64),
-            if block.gate.is_some() {
-                percent(macs as f64 / dense_macs.max(1) as f64)
-            } else {
-                String::new()
-            },
+            if gated { percent(macs as f64 / dense_macs.max(1) as f64) } else { String::new() },
             rate(macs, compute_ns),
             if entry.gathered { "gathered".to_owned() } else { String::new() },
         ]);
     }
     table.row(plain("head", trace.head_ns, trace.head_macs));
-    let sum = |part: fn(&BlockTrace) -> u64| trace.blocks.iter().map(part).sum::<u64>();
+    let gated = || spec.blocks.iter().zip(&trace.blocks).filter(|(block, _)| block.gate.is_some());
+    let sum = |part: fn(&BlockTrace) -> u64| gated().map(|(_, entry)| part(entry)).sum::<u64>();
+    let (gate_ns, compact_ns) = (sum(|block| block.gate_ns), sum(|block| block.compact_ns));
     let mut total = plain("total", 0, trace.macs());
-    total[2] = us(sum(|block| block.gate_ns));
-    total[3] = us(sum(|block| block.compact_ns));
-    total[4] = us(sum(|block| block.compute_ns) + trace.stem_ns + trace.head_ns);
+    total[2] = us(gate_ns);
+    total[3] = us(compact_ns);
+    total[4] = us(trace.total_ns() - gate_ns - compact_ns);
     total[5] = String::new();
-    total[9] = percent(trace.macs() as f64 / trace.dense_macs().max(1) as f64);
+    if gated().next().is_some() {
+        total[9] = percent(trace.macs() as f64 / trace.dense_macs().max(1) as f64);
+    }
     total[10] = rate(trace.macs(), trace.total_ns());
     table.row(total);
     table.print(out)

@@ -206,7 +206,7 @@ impl ModelArgs {
 
     /// The weights in `file`, described by another checkpoint's metadata where there is one.
     pub(super) fn open(&self, file: &Path, describes: Option<&Checkpoint>) -> Result<Model> {
-        let told = describes.map(|other| metadata_config(other)).transpose()?.flatten();
+        let told = describes.map(metadata_config).transpose()?.flatten();
         self.find(&file.to_string_lossy(), told, false, 0)
     }
 
@@ -216,14 +216,14 @@ impl ModelArgs {
         let looks_like_a_file = name.contains(['/', '\\', '.']) || path.is_file();
         if known && !looks_like_a_file {
             let checkpoint = zoo::load(name)?;
-            return self.from_checkpoint(checkpoint, None, Origin::Zoo, attach, seed);
+            return self.described(checkpoint, None, Origin::Zoo, attach, seed);
         }
         if looks_like_a_file {
             let checkpoint = match &self.entry {
                 Some(entry) => Checkpoint::open_entry(path, entry),
                 None => Checkpoint::open(path),
             }?;
-            return self.from_checkpoint(checkpoint, told, Origin::File, attach, seed);
+            return self.described(checkpoint, told, Origin::File, attach, seed);
         }
         self.random(name, attach, seed)
     }
@@ -261,7 +261,7 @@ impl ModelArgs {
         let mut config = config.complete().with_context(context)?;
         config.name.get_or_insert_with(|| name.to_owned());
         let spec = config.build().with_context(context)?;
-        let from = told.map_or_else(|| "architecture by name".to_owned(), |told| told.from);
+        let from = told.map_or_else(|| "its name".to_owned(), |told| told.from);
         Ok(Model {
             attached: false,
             spec,
@@ -274,7 +274,7 @@ impl ModelArgs {
         })
     }
 
-    fn from_checkpoint(
+    fn described(
         &self,
         checkpoint: Checkpoint,
         told: Option<Told>,

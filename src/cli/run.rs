@@ -80,16 +80,16 @@ impl Run {
         let policy = self.force.policy(session.spec(), 1, self.force.single()?)?;
         let preprocess = Preprocess::new(&session.spec().input)?;
         let setup = Setup { model, session, plain, policy, preprocess };
-        let images = self.load(&setup.model.spec)?;
+        let images = self.images(&setup.model.spec)?;
 
         if !self.json {
             setup.print_head(&self.force, out)?;
         }
         let (mut seen, mut densities) = (Vec::new(), String::new());
         let mut pictures = self.masks.as_deref().map(Pictures::new).transpose()?;
-        for (name, load) in images {
-            let image = load().with_context(|| name.clone())?;
-            let one = setup.see(name, &image, self.time).map_err(|error| error.context("run"))?;
+        for pending in images {
+            let (name, image) = pending.load()?;
+            let one = setup.see(name, &image, self.time)?;
             if let Some(pictures) = &mut pictures {
                 pictures.draw(&setup, &one)?;
             }
@@ -111,27 +111,36 @@ impl Run {
         }
     }
 
-    /// Images by name, decoded when it is their turn.
-    fn load(&self, spec: &NetSpec) -> Result<Vec<(String, Box<dyn FnOnce() -> Result<RgbImage>>)>> {
-        let classes = spec.head.fc.c_out;
-        if self.images.is_empty() && Labels::for_classes(classes) == Some(Labels::Cifar10) {
-            let set = zoo::cifar10_images()?;
-            let one = |i: usize| -> Result<(String, Box<dyn FnOnce() -> Result<RgbImage>>)> {
-                let sample = set.get(i)?;
-                let class = Labels::Cifar10.name(sample.label).unwrap_or_default();
-                Ok((format!("CIFAR-10 test image {i} ({class})"), Box::new(move || Ok(sample.image))))
-            };
-            return (0..6).map(one).collect();
+    /// The images, decoded when it is their turn.
+    fn images(&self, spec: &NetSpec) -> Result<Vec<Pending>> {
+        if !self.images.is_empty() {
+            return Ok(self.images.iter().cloned().map(Pending::File).collect());
         }
-        if self.images.is_empty() {
-            let photos = zoo::photos()?.into_iter();
-            return Ok(photos.map(|(name, photo)| (name, Box::new(move || Ok(photo)) as _)).collect());
+        if Labels::for_classes(spec.head.fc.c_out) != Some(Labels::Cifar10) {
+            return Ok(zoo::photos()?.into_iter().map(|(name, photo)| Pending::Here(name, photo)).collect());
         }
-        let file = |path: &PathBuf| {
-            let owned = path.clone();
-            (path.display().to_string(), Box::new(move || image::load(&owned)) as _)
+        let set = zoo::cifar10_images()?;
+        let one = |i: usize| {
+            let sample = set.get(i)?;
+            let class = Labels::Cifar10.name(sample.label).unwrap_or_default();
+            Ok(Pending::Here(format!("CIFAR-10 test image {i} ({class})"), sample.image))
         };
-        Ok(self.images.iter().map(file).collect())
+        (0..6).map(one).collect()
+    }
+}
+
+/// An image that was not looked at yet.
+enum Pending {
+    File(PathBuf),
+    Here(String, RgbImage),
+}
+
+impl Pending {
+    fn load(self) -> Result<(String, RgbImage)> {
+        match self {
+            Self::File(path) => Ok((path.display().to_string(), image::load(&path)?)),
+            Self::Here(name, image) => Ok((name, image)),
+        }
     }
 }
 

@@ -183,7 +183,7 @@ impl Verify {
             wrong.push(format!("the logits are off by {} of their largest", tiny(error.relative)));
         }
         for (what, error) in [("total", macs), ("fraction of a block", fractions)] {
-            if let Some(error) = error.filter(|&error| !(error <= MACS_TOLERANCE)) {
+            if let Some(error) = error.filter(|&error| error.is_nan() || error > MACS_TOLERANCE) {
                 wrong.push(format!("the {what} of multiply-accumulates is off by {}", tiny(error)));
             }
         }
