@@ -23,7 +23,7 @@ use std::time::Duration;
 #[derive(Args)]
 pub(super) struct Bench {
     /// Images of an inference
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
     /// Inferences to time, of each contestant
     #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -95,7 +95,8 @@ impl Bench {
         let mut output = Output::default();
         let infer = |at: usize, output: &mut Output, timed: bool| {
             let Contestant { session, policy, .. } = &contestants[at];
-            session.infer_with(Request { timed, ..request }, &**policy, output)
+            let outcome = session.infer_with(Request { timed, ..request }, &**policy, output);
+            outcome.with_context(|| format!("{}, batch {batch}", model.label))
         };
         let limit = match self.iterations {
             Some(n) => Limit {
@@ -186,10 +187,11 @@ impl Bench {
             head(model, contestant.session, &self.force, out)?;
         }
         let rounds = results.first().map_or(0, |result| result.times.len());
+        let inferences = if rounds == 1 { "inference" } else { "inferences" };
         let turns = if results.len() > 1 { ", in turns" } else { "" };
         writeln!(
             out,
-            "batch {}  ·  {rounds} inferences after {} of warm-up{turns}\n",
+            "batch {}  ·  {rounds} {inferences} after {} of warm-up{turns}\n",
             self.batch, self.warm_up
         )?;
         let baseline = baseline(contestants, results);

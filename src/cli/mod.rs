@@ -21,8 +21,12 @@ use std::io::{self, Write};
 
 /// A runtime for input-adaptive vision networks: skip patches, layers and channels, and be faster for it.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, disable_help_flag = true)]
 pub(crate) struct Cli {
+    /// Print help
+    // The short form for both flags: the long one spreads each option over three lines.
+    #[arg(short, long, action = clap::ArgAction::HelpShort, global = true, display_order = 1000)]
+    help: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }

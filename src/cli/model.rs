@@ -24,8 +24,8 @@ pub(super) const DEFAULT: &str = "mobilenet_v2";
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
-    /// A file (safetensors or PyTorch), a trained network that comes with the program (mobilenet_v2,
-    /// cifar_resnet20), or an architecture with random weights (resnet50, ...) [default: mobilenet_v2]
+    /// Weights file, trained network (mobilenet_v2, cifar_resnet20), or architecture with random weights
+    /// (resnet50, ...) [default: mobilenet_v2]
     #[arg(long, short, value_name = "NAME|FILE")]
     pub(super) model: Option<String>,
     /// Architecture as JSON [default: the file's metadata, FILE.json, or what tensor shapes tell]
