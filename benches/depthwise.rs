@@ -7,7 +7,7 @@ mod common;
 
 use laud_kernels::depthwise::{self, Depthwise, Filter};
 use laud_kernels::gather_gemm::{FilterSpec, Placement};
-use laud_kernels::{Act, Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
+use laud_kernels::{Act, Buffer, Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
 
 /// Calls in one team, as in an inference.
 const CALLS: usize = 8;
@@ -64,7 +64,8 @@ fn measure<E: Element>(
     let spec =
         FilterSpec { geometry, weight: &weight, bias: &bias, input_constant: None, output_constant: None };
     let filter = Filter::pack(&spec).expect("a valid filter");
-    let x = vec![E::from_f32(0.5); input.pixels() * c];
+    let mut x = Buffer::zeroed(input.pixels() * c, "input").expect("memory");
+    x.as_mut_slice().fill(E::from_f32(0.5));
     let (all_rows, all_channels) = (Rows::all(1, output.pixels()), Channels::all(c));
     let mut half_rows = Rows::with_capacity(1, output.pixels());
     half_rows.clear(output.pixels());
@@ -81,14 +82,14 @@ fn measure<E: Element>(
     let sets = [(&all_rows, &all_channels), (&half_rows, &all_channels), (&all_rows, &half_channels)];
     let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
     for (rows, channels) in sets {
-        let mut y = vec![E::from_f32(0.0); output.pixels() * c];
-        let (filter, x) = (&filter, &x);
+        let mut y = Buffer::<E>::zeroed(output.pixels() * c, "output").expect("memory");
+        let (filter, x) = (&filter, x.as_slice());
         candidates.push(Box::new(move || {
             Team::scope(Some(pool), |team| {
                 for _ in 0..CALLS {
                     let output_rows = Placement::Natural;
-                    let call =
-                        Depthwise { rows, channels, input: x, output: &mut y, output_rows, act: Act::Relu6 };
+                    let (input, output) = (x, y.as_mut_slice());
+                    let call = Depthwise { rows, channels, input, output, output_rows, act: Act::Relu6 };
                     depthwise::run(Isa::detect(), team, filter, call).expect("operands fit");
                 }
             });

@@ -13,11 +13,15 @@ const CHUNKS_PER_THREAD: usize = 4;
 /// Channels that a chunk has at least where channels are cut.
 const CHANNELS: usize = 64;
 /// Groups collected together.
-const GROUPS: usize = 128;
+const GROUPS: usize = 64;
 /// Input that groups collected together read, about.
 const INPUT_BYTES: usize = 256 << 10;
+/// Vectors of channels that are computed one after the other for a group: they are neighbours in memory. As many as
+/// let the lines that a kernel sees stay in the first-level cache, for the lines below.
+const COLUMNS: usize = 4;
+const LINES_BYTES: usize = 28 << 10;
 /// Largest kernel, taps.
-pub(super) const MAX_TAPS: usize = 11 * 11;
+pub(super) const MAX_TAPS: usize = 7 * 7;
 /// Most lanes of a vector.
 const LANES: usize = 16;
 
@@ -105,15 +109,22 @@ fn collect(
         let first_row = (-iy).max(0) as usize;
         let last_row = g.kernel.min((h - iy) as usize);
         let last = ix + ((size - 1) * g.stride + g.kernel) as isize;
+        let columns_inside = ix >= 0 && last <= w;
+        let mut outside = 0;
+        if !columns_inside {
+            (0..32).for_each(|j| outside |= u32::from(!(0..w).contains(&(ix + j))) << j);
+        }
         let row = if output_rows == Placement::Natural { pixel } else { at };
         groups[len] = Group {
-            size,
+            size: size as u8,
             input: ((n * g.input.pixels()) as isize + iy * w + ix) * g.c_in as isize,
             output: row * g.c_out,
-            first_row,
-            last_row,
+            first_row: first_row as u8,
+            last_row: last_row as u8,
             x: ix,
-            inside: ix >= 0 && last <= w && first_row == 0 && last_row == g.kernel,
+            outside,
+            columns_inside,
+            inside: columns_inside && first_row == 0 && last_row == g.kernel,
         };
         len += 1;
         at += size;
@@ -143,37 +154,51 @@ dispatch! {
 fn pass_set<S: Simd, E: Element>(task: &Task<'_, E>, groups: &[Group]) {
     let (filter, g, end) = (task.filter, &task.filter.geometry, task.channels.end);
     let (c, taps) = (g.c_in, g.kernel * g.kernel);
-    let mut gathered = Gathered::new();
+    let (least, most) = match task.act {
+        Act::None => (f32::NEG_INFINITY, f32::INFINITY),
+        Act::Relu => (0.0, f32::INFINITY),
+        Act::Relu6 => (0.0, 6.0),
+    };
+    let from = |buffer: &Option<Buffer<f32>>, first: usize| {
+        buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.as_slice()[first..].as_ptr())
+    };
+    let column = |first: usize| Column {
+        n: S::LANES.min(end - first),
+        input: task.input.wrapping_add(first),
+        output: task.output.wrapping_add(first),
+        c,
+        w: g.input.w,
+        kernel: g.kernel,
+        stride: g.stride,
+        weight: filter.weight.as_slice()[first..].as_ptr(),
+        tap_stride: c,
+        bias: filter.bias.as_slice()[first..].as_ptr(),
+        minus_constant: from(&filter.minus_constant, first),
+        output_constant: from(&filter.output_constant, first),
+        least,
+        most,
+    };
+    let mut gathered = task.list.map(|list| (list, Gathered::new()));
+    let line_bytes = g.kernel * g.input.w * S::LANES * size_of::<E>();
+    let together = if task.list.is_some() { 1 } else { (LINES_BYTES / line_bytes).clamp(1, COLUMNS) };
+    let mut columns = [column(task.channels.start); COLUMNS];
     let mut at = task.channels.start;
     while at < end {
-        // The last vector starts early rather than being cut, where there is room: its values come out the same.
-        let first = if task.channels.len() >= S::LANES { at.min(end - S::LANES) } else { at };
-        let n = S::LANES.min(end - first);
-        let from = |buffer: &Option<Buffer<f32>>| {
-            buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.as_slice()[first..].as_ptr())
-        };
-        let mut column = Column {
-            n,
-            input: task.input.wrapping_add(first),
-            output: task.output.wrapping_add(first),
-            c,
-            w: g.input.w,
-            kernel: g.kernel,
-            stride: g.stride,
-            weight: filter.weight.as_slice()[first..].as_ptr(),
-            tap_stride: c,
-            bias: filter.bias.as_slice()[first..].as_ptr(),
-            minus_constant: from(&filter.minus_constant),
-            output_constant: from(&filter.output_constant),
-            act: task.act,
-        };
-        if let Some(list) = task.list {
-            gathered.gather(filter, taps, &list[first..first + n], &mut column);
+        let mut len = 0;
+        while len < together && at < end {
+            // The last vector starts early rather than being cut, where there is room: its values come out the same.
+            let first = if task.channels.len() >= S::LANES { at.min(end - S::LANES) } else { at };
+            columns[len] = column(first);
+            if let Some((list, gathered)) = &mut gathered {
+                let list = &list[first..first + columns[len].n];
+                gathered.gather(filter, taps, list, &mut columns[len]);
+            }
+            len += 1;
+            at += S::LANES;
         }
         // SAFETY: operands were checked against the geometry that the groups follow; all parameters hold `n` values;
         // chunks differ in rows or channels; `dispatch` vouches for the instruction set.
-        unsafe { compute::<S, E>(&column, groups) };
-        at += S::LANES;
+        unsafe { compute::<S, E>(&columns[..len], groups) };
     }
 }
 

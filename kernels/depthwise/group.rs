@@ -1,7 +1,7 @@
 //! The register tile: up to seven output pixels that are neighbours in a line × one vector of channels.
 
+use crate::Element;
 use crate::simd::Simd;
-use crate::{Act, Element};
 
 /// Sizes that runs of neighbours are cut into. Seven divides the maps of ImageNet networks, 7 to 112 pixels wide.
 pub(super) const SIZES: [usize; 4] = [7, 4, 2, 1];
@@ -9,18 +9,22 @@ pub(super) const SIZES: [usize; 4] = [7, 4, 2, 1];
 /// Some output pixels that are neighbours in a line, and neighbours in the output.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Group {
-    /// One of [`SIZES`].
-    pub(super) size: usize,
     /// Element of the input at which the first pixel's first tap lies, perhaps outside.
     pub(super) input: isize,
     /// Element of the output at which the first pixel lies.
     pub(super) output: usize,
-    /// Kernel rows that lie inside.
-    pub(super) first_row: usize,
-    pub(super) last_row: usize,
     /// Input column of the first pixel's first tap.
     pub(super) x: isize,
-    /// All taps of all pixels lie inside.
+    /// Bit `j`: the `j`-th column that the pixels see lies outside; the first 32 only.
+    pub(super) outside: u32,
+    /// One of [`SIZES`].
+    pub(super) size: u8,
+    /// Kernel rows that lie inside.
+    pub(super) first_row: u8,
+    pub(super) last_row: u8,
+    /// All taps of all pixels have their columns inside.
+    pub(super) columns_inside: bool,
+    /// And their rows.
     pub(super) inside: bool,
 }
 
@@ -44,27 +48,30 @@ pub(super) struct Column<E> {
     pub(super) minus_constant: *const f32,
     /// Null: zero.
     pub(super) output_constant: *const f32,
-    pub(super) act: Act,
+    /// What the activation clamps to.
+    pub(super) least: f32,
+    pub(super) most: f32,
 }
 
-/// What a tap outside reads.
-static ZEROS: [f32; 16] = [0.0; 16];
+/// Most input columns that a group of pixels sees with a kernel of fixed size.
+const COLUMNS: usize = (SIZES[0] - 1) * 2 + 5;
 
-/// Computes `groups`.
+/// Computes `groups`, for each one column after the other; the columns have the same kernel and width.
 ///
 /// # Safety
 /// Inside a function compiled for `S`; every pointer is valid for what the groups name, `n <= S::LANES`, and no other
 /// thread touches the outputs meanwhile.
 #[inline(always)]
-pub(super) unsafe fn compute<S: Simd, E: Element>(column: &Column<E>, groups: &[Group]) {
-    // SAFETY: forwarded; only the kernels of fixed size take the vector for a whole one.
+pub(super) unsafe fn compute<S: Simd, E: Element>(columns: &[Column<E>], groups: &[Group]) {
+    let Some(first) = columns.first() else { return };
+    // SAFETY: forwarded; only the kernels of fixed size take the vectors for whole ones.
     unsafe {
-        match (column.kernel, column.stride, column.n == S::LANES) {
-            (3, 1, true) => all::<S, E, 3, 1>(column, groups),
-            (3, 2, true) => all::<S, E, 3, 2>(column, groups),
-            (5, 1, true) => all::<S, E, 5, 1>(column, groups),
-            (5, 2, true) => all::<S, E, 5, 2>(column, groups),
-            _ => all::<S, E, 0, 0>(column, groups),
+        match (first.kernel, first.stride, first.n == S::LANES) {
+            (3, 1, true) => all::<S, E, 3, 1>(columns, groups),
+            (3, 2, true) => all::<S, E, 3, 2>(columns, groups),
+            (5, 1, true) => all::<S, E, 5, 1>(columns, groups),
+            (5, 2, true) => all::<S, E, 5, 2>(columns, groups),
+            _ => all::<S, E, 0, 0>(columns, groups),
         }
     }
 }
@@ -73,22 +80,27 @@ pub(super) unsafe fn compute<S: Simd, E: Element>(column: &Column<E>, groups: &[
 /// As for [`compute`].
 #[inline(always)]
 unsafe fn all<S: Simd, E: Element, const K: usize, const STRIDE: usize>(
-    column: &Column<E>,
+    columns: &[Column<E>],
     groups: &[Group],
 ) {
-    for group in groups {
-        // SAFETY: forwarded.
-        unsafe {
-            match (group.size, group.inside) {
-                (7, true) => fixed::<S, E, K, STRIDE, 7, true>(column, group),
-                (7, false) => fixed::<S, E, K, STRIDE, 7, false>(column, group),
-                (4, true) => fixed::<S, E, K, STRIDE, 4, true>(column, group),
-                (4, false) => fixed::<S, E, K, STRIDE, 4, false>(column, group),
-                (2, true) => fixed::<S, E, K, STRIDE, 2, true>(column, group),
-                (2, false) => fixed::<S, E, K, STRIDE, 2, false>(column, group),
-                (1, true) => fixed::<S, E, K, STRIDE, 1, true>(column, group),
-                _ => fixed::<S, E, K, STRIDE, 1, false>(column, group),
+    macro_rules! each {
+        ($group:ident: $size:literal, $inside:literal) => {
+            for column in columns {
+                // SAFETY: forwarded.
+                unsafe { fixed::<S, E, K, STRIDE, $size, $inside>(column, $group) }
             }
+        };
+    }
+    for group in groups {
+        match (group.size, group.columns_inside) {
+            (7, true) => each!(group: 7, true),
+            (7, false) => each!(group: 7, false),
+            (4, true) => each!(group: 4, true),
+            (4, false) => each!(group: 4, false),
+            (2, true) => each!(group: 2, true),
+            (2, false) => each!(group: 2, false),
+            (1, true) => each!(group: 1, true),
+            _ => each!(group: 1, false),
         }
     }
 }
@@ -97,7 +109,7 @@ unsafe fn all<S: Simd, E: Element, const K: usize, const STRIDE: usize>(
 /// the same in all.
 ///
 /// # Safety
-/// As for [`compute`], with `P` pixels that are `INSIDE` or not.
+/// As for [`compute`], with `P` pixels whose taps' columns all lie inside where `INSIDE`.
 #[inline(always)]
 unsafe fn fixed<
     S: Simd,
@@ -110,62 +122,75 @@ unsafe fn fixed<
     column: &Column<E>,
     group: &Group,
 ) {
+    let (first_row, last_row) = (usize::from(group.first_row), usize::from(group.last_row));
     let (k, stride) = if K == 0 { (column.kernel, column.stride) } else { (K, STRIDE) };
     let (c, line, n) = (column.c, column.w * column.c, column.n);
-    let hit = |p: usize, s: usize| (group.x + (p * stride + s) as isize) as usize;
+    let hit = |p: usize, s: usize| INSIDE || ((group.x + (p * stride + s) as isize) as usize) < column.w;
     // SAFETY: taps that lie outside are not dereferenced: their rows are not in `first_row..last_row`, for their
-    // columns zeros are read. The rest is the caller's word.
+    // columns zeros are taken. The rest is the caller's word.
     unsafe {
         let parameter = |p: *const f32| if K == 0 { S::load_first(p, n) } else { S::load_f32(p) };
         let weight = |r: usize, s: usize| parameter(column.weight.add((r * k + s) * column.tap_stride));
+        let load = |p: *const E| if K == 0 { S::load_first(p, n) } else { S::load(p) };
         let mut sums = [parameter(column.bias); P];
-        let rows = if INSIDE { 0..k } else { group.first_row..group.last_row };
-        if !INSIDE && !column.minus_constant.is_null() {
+        if !group.inside && !column.minus_constant.is_null() {
             let minus = parameter(column.minus_constant);
-            for r in 0..k {
-                for s in 0..k {
-                    let response = S::mul(weight(r, s), minus);
-                    for (p, sum) in sums.iter_mut().enumerate() {
-                        if !rows.contains(&r) || hit(p, s) >= column.w {
-                            *sum = S::add(*sum, response);
-                        }
+            for (r, s) in (0..k).flat_map(|r| (0..k).map(move |s| (r, s))) {
+                let response = S::mul(weight(r, s), minus);
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    if r < first_row || r >= last_row || !hit(p, s) {
+                        *sum = S::add(*sum, response);
                     }
                 }
             }
         }
-        for r in rows {
-            let start = column.input.wrapping_offset(group.input + (r * line) as isize);
-            let load = |p: usize, s: usize| {
-                let tap = start.wrapping_add((p * stride + s) * c);
-                let tap = if INSIDE || hit(p, s) < column.w { tap } else { ZEROS.as_ptr().cast() };
-                if K == 0 { S::load_first(tap, n) } else { S::load(tap) }
-            };
+        for r in first_row..last_row {
+            let mut tap = column.input.wrapping_offset(group.input + (r * line) as isize);
             if K == 0 {
                 for s in 0..k {
                     let w = weight(r, s);
                     for (p, sum) in sums.iter_mut().enumerate() {
-                        *sum = S::fma(load(p, s), w, *sum);
+                        if hit(p, s) {
+                            *sum = S::fma(load(tap.wrapping_add((p * stride + s) * c)), w, *sum);
+                        }
                     }
                 }
-            } else {
-                // Pixel by pixel: the compiler sees that neighbours load the same taps, and keeps few at a time.
-                for (p, sum) in sums.iter_mut().enumerate() {
-                    for s in 0..K {
-                        *sum = S::fma(load(p, s), weight(r, s), *sum);
-                    }
-                }
+                continue;
             }
+            // Each column that the pixels see is loaded once, just before its first use. Spelled out per pixel: the
+            // compiler would not unroll a loop as long as this and keep it all in registers.
+            let mut seen = [S::splat(0.0); COLUMNS];
+            let mut see = |j: usize, seen: &mut [S::V; COLUMNS]| {
+                if INSIDE || group.outside >> j & 1 == 0 {
+                    seen[j] = load(tap);
+                }
+                tap = tap.wrapping_add(c);
+            };
+            for j in 0..K.saturating_sub(STRIDE) {
+                see(j, &mut seen);
+            }
+            macro_rules! pixels {
+                ($($p:literal)*) => {
+                    $(if $p < P {
+                        for i in 0..STRIDE {
+                            see($p * STRIDE + K.saturating_sub(STRIDE) + i, &mut seen);
+                        }
+                        for s in 0..K {
+                            sums[$p % P] = S::fma(seen[$p * STRIDE + s], weight(r, s), sums[$p % P]);
+                        }
+                    })*
+                };
+            }
+            pixels!(0 1 2 3 4 5 6);
         }
+        let (least, most) = (S::splat(column.least), S::splat(column.most));
+        let output_constant = match column.output_constant.is_null() {
+            true => S::splat(0.0),
+            false => parameter(column.output_constant),
+        };
         for (p, sum) in sums.into_iter().enumerate() {
             // The value is the second operand: x86's max and min hand that one on when it is NaN.
-            let mut v = match column.act {
-                Act::None => sum,
-                Act::Relu => S::max(S::splat(0.0), sum),
-                Act::Relu6 => S::min(S::splat(6.0), S::max(S::splat(0.0), sum)),
-            };
-            if !column.output_constant.is_null() {
-                v = S::sub(v, parameter(column.output_constant));
-            }
+            let v = S::sub(S::min(most, S::max(least, sum)), output_constant);
             let out = column.output.add(group.output + p * c);
             if K == 0 { S::store_first(out, n, v) } else { S::store(out, v) }
         }

@@ -53,7 +53,7 @@ impl Filter {
         }
         let (c, taps) = (g.c_in, g.kernel * g.kernel);
         if taps > cpu::MAX_TAPS {
-            let why = "kernels above 11×11 are not supported";
+            let why = "kernels above 7×7 are not supported";
             return Err(Error::Geometry { op: "depthwise", why, geometry: g.to_string() });
         }
         for (what, got, need) in [
@@ -132,7 +132,7 @@ impl<E: Element> Depthwise<'_, [E]> {
             let geometry = format!("{g}, active channels of {}", self.channels.total());
             return Err(Error::Geometry { op, why: "the active channels are of another layer", geometry });
         }
-        let shape = format!("{g}, batch {batch}");
+        let shape = format_args!("{g}, batch {batch}");
         require(op, "input", self.input.len(), &[batch, g.input.pixels(), g.c_in], &shape)?;
         let rows = match self.output_rows {
             Placement::Natural => [batch, g.output.pixels(), g.c_out],
