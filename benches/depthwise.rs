@@ -89,9 +89,9 @@ fn measure<E: Element>(
                     let call = Depthwise {
                         rows,
                         channels,
-                        input: x,
+                        input: &x[..],
                         input_channels: Placement::Compact,
-                        output: &mut y,
+                        output: y.as_mut_slice(),
                         output_rows: Placement::Natural,
                         act: Act::Relu6,
                     };

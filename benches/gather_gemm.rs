@@ -64,7 +64,7 @@ fn main() {
         let mut half_rows = Rows::with_capacity(1, output.pixels());
         half_rows.clear(output.pixels());
         (0..output.pixels() as u32)
-            .filter(|p| (p / 2 + p / output.w as u32 / 2) % 2 == 0)
+            .filter(|p| (p / 2 + p / output.w as u32 / 2).is_multiple_of(2))
             .for_each(|p| half_rows.push(p));
         half_rows.end_sample();
         let half = |total: usize| {

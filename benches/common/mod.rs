@@ -1,17 +1,21 @@
-//! Shared by the benches: interleaved timing, the machine's own peak, and a line that says where it was measured.
+//! Shared by the benches: interleaved timing.
 
 use std::time::Instant;
 
 /// Median and median absolute deviation, nanoseconds.
 #[derive(Clone, Copy)]
-pub struct Timing {
-    pub median_ns: f64,
-    pub mad_ns: f64,
+pub(crate) struct Timing {
+    pub(crate) median_ns: f64,
+    pub(crate) mad_ns: f64,
 }
 
 /// Times every candidate in turn, round after round, so that a disturbance hits all alike. Each sample repeats the
 /// candidate until about `sample_ns` have passed.
-pub fn interleave(candidates: &mut [Box<dyn FnMut() + '_>], rounds: usize, sample_ns: f64) -> Vec<Timing> {
+pub(crate) fn interleave(
+    candidates: &mut [Box<dyn FnMut() + '_>],
+    rounds: usize,
+    sample_ns: f64,
+) -> Vec<Timing> {
     let repeats: Vec<usize> = candidates
         .iter_mut()
         .map(|run| {

@@ -353,10 +353,12 @@ fn place<E: Element>(
 /// Whether active columns come in aligned units, so that they can be gathered while multiplying.
 fn in_units<E: Element>(filter: &Filter<E>, list: &[u32]) -> bool {
     // The last panel may have shorter rows than the others.
-    let whole = filter.geometry().c_out % filter.panel_width == 0;
+    let whole = filter.geometry().c_out.is_multiple_of(filter.panel_width);
     whole
         && list.chunks(UNIT).all(|unit| {
-            unit[0] as usize % UNIT == 0 && unit.len() == UNIT && unit[UNIT - 1] == unit[0] + UNIT as u32 - 1
+            (unit[0] as usize).is_multiple_of(UNIT)
+                && unit.len() == UNIT
+                && unit[UNIT - 1] == unit[0] + UNIT as u32 - 1
         })
 }
 
@@ -411,7 +413,7 @@ fn prepare<E: Element>(
     if g.groups == 1
         && rows <= FEW_ROWS
         && filter.lanes >= UNIT
-        && columns % filter.lanes == 0
+        && columns.is_multiple_of(filter.lanes)
         && in_units(filter, channels)
     {
         if job.c_in.is_none() && scratch.offsets.is_empty() {
@@ -497,10 +499,10 @@ fn point<E: Element>(
     let mut cursor = Cursor::new(g.output, active.pixel(first));
     let line = g.input.w * g.c_in;
     let zeros = scratch.zeros.as_slice().as_ptr();
-    for slot in 0..height {
+    for (slot, class) in class.iter_mut().enumerate() {
         let (n, y, x) = cursor.locate(active.pixel(first + slot));
         if classes {
-            class[slot] = filter.class(y, x) as u32;
+            *class = filter.class(y, x) as u32;
         }
         // Wraps below zero where the kernel hangs over the edge.
         let (iy, ix) = ((y * g.stride).wrapping_sub(g.pad_top), (x * g.stride).wrapping_sub(g.pad_left));

@@ -215,14 +215,14 @@ unsafe fn finish<S: Simd, E: Element, const MR: usize, const NV: usize>(
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
-        for i in 0..MR {
+        for (i, acc) in acc.iter().enumerate() {
             let out = (*strip.out.add(first + i)).add(strip.column);
             let class = if strip.class.is_null() { 0 } else { *strip.class.add(first + i) as usize };
             let bias = strip.bias.add(class * strip.bias_stride);
-            for j in 0..NV {
+            for (j, &acc) in acc.iter().enumerate() {
                 let at = j * S::LANES;
                 let n = strip.columns - at.min(strip.columns);
-                let mut v = S::add(acc[i][j], S::load_f32(bias.add(at)));
+                let mut v = S::add(acc, S::load_f32(bias.add(at)));
                 if strip.residual {
                     v = S::add(v, S::load_first(out.add(at), n));
                 }

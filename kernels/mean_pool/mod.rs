@@ -51,8 +51,13 @@ pub struct MeanPool<'a, T: ?Sized> {
 }
 
 /// What shape errors show.
-pub(crate) fn shape(rows: &Rows, channels: &Channels) -> String {
-    format!("batch {}, {} pixels, {} channels", rows.batch(), rows.pixels(), channels.total())
+pub(crate) struct Shape<'a>(pub(crate) &'a Rows, pub(crate) &'a Channels);
+
+impl std::fmt::Display for Shape<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(rows, channels) = self;
+        write!(f, "batch {}, {} pixels, {} channels", rows.batch(), rows.pixels(), channels.total())
+    }
 }
 
 /// Checks what every operation on listed rows and channels relies on.
@@ -63,23 +68,24 @@ pub(crate) fn check_rows<E>(
     placement: Placement,
     mean: Mean,
 ) -> Result<()> {
-    let (batch, geometry) = (rows.batch(), shape(rows, channels));
+    let (batch, shape) = (rows.batch(), Shape(rows, channels));
     if mean == Mean::AllPixels && placement == Placement::Compact {
-        return Err(Error::Geometry { op, why: "compact rows are not all pixels", geometry });
+        let why = "compact rows are not all pixels";
+        return Err(Error::Geometry { op, why, geometry: shape.to_string() });
     }
     let c = channels.total();
     match placement {
-        Placement::Natural => require(op, "input", input.len(), &[batch, rows.pixels(), c], &geometry)?,
-        Placement::Compact => require(op, "input", input.len(), &[rows.len(), c], &geometry)?,
+        Placement::Natural => require(op, "input", input.len(), &[batch, rows.pixels(), c], &shape)?,
+        Placement::Compact => require(op, "input", input.len(), &[rows.len(), c], &shape)?,
     }
-    require(op, "active channels", channels.batch().unwrap_or(batch), &[batch], &geometry)
+    require(op, "active channels", channels.batch().unwrap_or(batch), &[batch], &shape)
 }
 
 impl<E: Element> MeanPool<'_, [E]> {
     fn check(&self) -> Result<()> {
         check_rows("mean_pool", (self.rows, self.channels), self.input, self.input_rows, self.mean)?;
         let need = [self.rows.batch(), self.channels.total()];
-        require("mean_pool", "output", self.output.len(), &need, &shape(self.rows, self.channels))
+        require("mean_pool", "output", self.output.len(), &need, &Shape(self.rows, self.channels))
     }
 }
 

@@ -198,13 +198,9 @@ fn grow(input: &mut BitMap, active: &BitMap, geometry: &laud_kernels::ConvGeomet
 
 /// Multiply-accumulates of the block as listed, and with everything active.
 fn count_macs<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: &mut BlockTrace) {
-    let whole = |conv: &Conv<B>| {
-        let g = &conv.geometry;
-        (g.output.pixels() * g.weights()) as u64
-    };
     for (i, conv) in block.convs.iter().enumerate() {
         let g = &conv.geometry;
-        trace.dense_macs += batch as u64 * whole(conv);
+        trace.dense_macs += (batch * conv.macs()) as u64;
         if trace.patches.active == 0 {
             continue;
         }
@@ -225,8 +221,8 @@ fn count_macs<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: 
         }
     }
     if let PreparedShortcut::Projection(conv) = &block.shortcut {
-        trace.macs += batch as u64 * whole(conv);
-        trace.dense_macs += batch as u64 * whole(conv);
+        trace.macs += (batch * conv.macs()) as u64;
+        trace.dense_macs += (batch * conv.macs()) as u64;
     }
 }
 

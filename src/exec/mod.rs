@@ -155,7 +155,7 @@ impl<B: Backend> Runnable for Executor<B> {
         let Workspace { scratch, image, stream, branch, lists, .. } = &mut *workspace;
         let memory = Memory { image, stream, branch, lists };
         let program = |queue: &mut B::Queue<'_>| {
-            Program::<B> { spec: &self.spec, network: &self.network, plan: &self.plan, policy, request }
+            Program::<B> { network: &self.network, plan: &self.plan, policy, request }
                 .run(queue, memory, output)
         };
         let outcome = self.backend.run(scratch, program);
@@ -174,7 +174,6 @@ struct Memory<'a, B: Backend> {
 
 /// One inference from the top.
 struct Program<'a, B: Backend> {
-    spec: &'a NetSpec,
     network: &'a Network<B>,
     plan: &'a ExecutionPlan,
     policy: &'a dyn Policy,
@@ -309,10 +308,9 @@ impl Output {
         self.logits.resize(batch * network.classifier.c_out(), 0.0);
         self.trace.batch = batch;
         self.trace.blocks.resize(network.blocks.len(), BlockTrace::default());
-        let macs = |conv: &Conv<B>| (batch * conv.geometry.output.pixels() * conv.geometry.weights()) as u64;
-        self.trace.stem_macs = macs(&network.stem);
-        let head = network.head.as_ref().map_or(0, macs);
-        self.trace.head_macs = head + (batch * network.classifier.weight.len()) as u64;
+        let head = network.head.as_ref().map_or(0, Conv::macs) + network.classifier.weight.len();
+        self.trace.stem_macs = (batch * network.stem.macs()) as u64;
+        self.trace.head_macs = (batch * head) as u64;
         let ends =
             |i: usize| network.blocks.get(i + 1).is_none_or(|next| next.stage != network.blocks[i].stage);
         let mut stage = 0;

@@ -65,6 +65,13 @@ pub(super) struct ChannelGate<B: Backend> {
     pub(super) group_size: usize,
 }
 
+impl<B: Backend> Conv<B> {
+    /// Multiply-accumulates of one sample with everything active.
+    pub(super) fn macs(&self) -> usize {
+        self.geometry.output.pixels() * self.geometry.weights()
+    }
+}
+
 impl<B: Backend> Block<B> {
     pub(super) fn c_in(&self) -> usize {
         self.convs[0].geometry.c_in

@@ -17,6 +17,10 @@ struct BlockDecisions {
     channels: Option<Vec<bool>>,
 }
 
+/// Recorded decisions of one block: patches `[samples, cells]` and channel groups `[samples, groups]`, each where the
+/// block has such a gate.
+pub type Recorded = (Option<Vec<bool>>, Option<Vec<bool>>);
+
 /// How forced patches lie on the map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pattern {
@@ -32,7 +36,7 @@ impl Given {
     ///
     /// # Errors
     /// When a block's decisions are missing, of a gate it does not have, or not a whole number of samples.
-    pub fn recorded(spec: &NetSpec, decisions: Vec<(Option<Vec<bool>>, Option<Vec<bool>>)>) -> Result<Self> {
+    pub fn recorded(spec: &NetSpec, decisions: Vec<Recorded>) -> Result<Self> {
         ensure!(
             decisions.len() == spec.blocks.len(),
             "decisions of {} blocks for the {} blocks of {}",

@@ -6,7 +6,7 @@
 
 mod given;
 
-pub use given::{Given, Pattern};
+pub use given::{Given, Pattern, Recorded};
 
 /// What a policy decides about in one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
