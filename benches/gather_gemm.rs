@@ -114,6 +114,7 @@ fn main() {
         let times = common::interleave(&mut candidates, 9, 4e6);
         let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
         let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}");
-        println!("{shape:>28} {:10.0} {:10.0} {:10.0}", rate(0), rate(1), rate(2));
+        let noise = common::noise(&times);
+        println!("{shape:>28} {:10.0} {:10.0} {:10.0}  ± {noise:.1} %", rate(0), rate(1), rate(2));
     }
 }

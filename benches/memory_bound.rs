@@ -52,7 +52,8 @@ fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
         drop(candidates);
         let ns = times[0].median_ns / CALLS as f64;
         let (rate, copy) = (row.bytes as f64 / ns, 2.0 * half as f64 / times[1].median_ns);
-        println!("{:>36} {:10.1} {:8.1}  {:8.1}", format!("{} {dtype}", row.name), ns / 1e3, rate, copy);
+        let (name, noise) = (format!("{} {dtype}", row.name), common::noise(&times));
+        println!("{name:>36} {:10.1} {rate:8.1}  {copy:8.1}  ± {noise:.1} %", ns / 1e3);
     }
 }
 

@@ -74,14 +74,14 @@ fn main() {
             let trace = &outputs[1].trace;
             let ratio = trace.dense_macs() as f64 / trace.macs() as f64;
             println!(
-                "  {label:16} static {:8.2} ± {:.2} ms   ½ {:8.2} ms ({:.2}× for {ratio:.2}× fewer MACs, η {:.3})   1 {:8.2} ms ({:+.1} %)",
+                "  {label:16} static {:8.2} ms   ½ {:8.2} ms ({:.2}× for {ratio:.2}× fewer MACs, η {:.3})   1 {:8.2} ms ({:+.1} %), noise ± {:.1} %",
                 ms(0),
-                times[0].mad_ns / 1e6,
                 ms(1),
                 ms(0) / ms(1),
                 ms(0) / ms(1) / ratio,
                 ms(2),
                 100.0 * (ms(2) / ms(0) - 1.0),
+                common::noise(&times),
             );
             if profile {
                 profile_of(&dynamic, &half, &images, batch);

@@ -46,3 +46,8 @@ fn timing(mut samples: Vec<f64>) -> Timing {
     let mut off: Vec<f64> = samples.iter().map(|s| (s - median_ns).abs()).collect();
     Timing { median_ns, mad_ns: median(&mut off) }
 }
+
+/// The largest median deviation among `times`, in percent of its median: how noisy the machine was.
+pub(crate) fn noise(times: &[Timing]) -> f64 {
+    times.iter().map(|time| 100.0 * time.mad_ns / time.median_ns).fold(0.0, f64::max)
+}
