@@ -23,6 +23,8 @@ use std::time::Instant;
 
 /// What stays the same from block to block of one inference.
 pub(super) struct Run<'a> {
+    /// Number of the first sample, and how many.
+    pub(super) first: usize,
     pub(super) batch: usize,
     pub(super) policy: &'a dyn Policy,
     /// Whether to read the clock.
@@ -72,7 +74,7 @@ fn decide<B: Backend>(
     trace: &mut BlockTrace,
 ) -> Result<()> {
     let batch = run.batch;
-    let units = |kind, per_sample| Units { block: index, kind, batch, per_sample };
+    let units = |kind, per_sample| Units { block: index, kind, first: run.first, batch, per_sample };
     let count =
         |keep: &[bool]| Count { active: keep.iter().filter(|keep| **keep).count(), total: keep.len() };
     lists.all_input.set_all(batch, block.input.pixels());

@@ -117,9 +117,9 @@ impl Policy for Given {
             UnitKind::ChannelGroup => &block.channels,
         };
         let given = given.as_ref().expect("a gate that the specification has");
-        for (keep, given) in keep.chunks_mut(given.len()).zip(std::iter::repeat(given)) {
-            keep.copy_from_slice(&given[..keep.len()]);
-        }
+        let from = units.first * units.per_sample % given.len();
+        let repeated = given[from..].iter().chain(given.iter().cycle());
+        keep.iter_mut().zip(repeated).for_each(|(keep, given)| *keep = *given);
     }
 }
 
