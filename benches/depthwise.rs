@@ -89,9 +89,9 @@ fn measure<E: Element>(
                     let call = Depthwise {
                         rows,
                         channels,
-                        input: x,
+                        input: &x[..],
                         input_channels: Placement::Compact,
-                        output: &mut y,
+                        output: y.as_mut_slice(),
                         output_rows: Placement::Natural,
                         act: Act::Relu6,
                     };
@@ -108,12 +108,13 @@ fn measure<E: Element>(
     };
     let bytes = (input.pixels() + output.pixels()) * c * size_of::<E>();
     println!(
-        "{:>24} {:9.1} {:7.1} {:8.1} {:8.1} {:11.1}",
+        "{:>24} {:9.1} {:7.1} {:8.1} {:8.1} {:11.1}  ± {:.1} %",
         format!("{side}²×{c}, {kernel}×{kernel}/{stride} {dtype}"),
         ns(0) / 1e3,
         bytes as f64 / ns(0),
         rate(0),
         rate(1),
-        rate(2)
+        rate(2),
+        common::noise(&times)
     );
 }

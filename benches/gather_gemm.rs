@@ -64,7 +64,7 @@ fn main() {
         let mut half_rows = Rows::with_capacity(1, output.pixels());
         half_rows.clear(output.pixels());
         (0..output.pixels() as u32)
-            .filter(|p| (p / 2 + p / output.w as u32 / 2) % 2 == 0)
+            .filter(|p| (p / 2 + p / output.w as u32 / 2).is_multiple_of(2))
             .for_each(|p| half_rows.push(p));
         half_rows.end_sample();
         let half = |total: usize| {
@@ -114,6 +114,7 @@ fn main() {
         let times = common::interleave(&mut candidates, 9, 4e6);
         let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
         let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}");
-        println!("{shape:>28} {:10.0} {:10.0} {:10.0}", rate(0), rate(1), rate(2));
+        let noise = common::noise(&times);
+        println!("{shape:>28} {:10.0} {:10.0} {:10.0}  ± {noise:.1} %", rate(0), rate(1), rate(2));
     }
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use laud_kernels::gather_gemm::Placement;
+use laud_kernels::layout::{self, FromNchw};
 use laud_kernels::max_pool::{self, MaxPool};
 use laud_kernels::mean_pool::{self, Mean, MeanPool};
 use laud_kernels::squeeze_excite::{self, SqueezeExcite};
@@ -38,6 +39,8 @@ fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
     for (side, c, q) in [(28, 144, 12), (14, 320, 36), (14, 440, 52), (7, 888, 222)] {
         rows.push(squeeze_exciting::<E>(side, c, q));
     }
+    rows.push(image_in::<E>(224, 3));
+    rows.push(map_out::<E>(56, 256));
     for row in &mut rows {
         let half = row.bytes / 2;
         let (from, mut to) = (vec![1u8; half], vec![0u8; half]);
@@ -49,7 +52,8 @@ fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
         drop(candidates);
         let ns = times[0].median_ns / CALLS as f64;
         let (rate, copy) = (row.bytes as f64 / ns, 2.0 * half as f64 / times[1].median_ns);
-        println!("{:>36} {:10.1} {:8.1}  {:8.1}", format!("{} {dtype}", row.name), ns / 1e3, rate, copy);
+        let (name, noise) = (format!("{} {dtype}", row.name), common::noise(&times));
+        println!("{name:>36} {:10.1} {rate:8.1}  {copy:8.1}  ± {noise:.1} %", ns / 1e3);
     }
 }
 
@@ -75,7 +79,7 @@ fn max_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
         name: format!("max_pool 3×3/2, {side}²×{c}"),
         bytes: (x.len() + y.len()) * size_of::<E>(),
         call: Box::new(move |team| {
-            let call = MaxPool { geometry, batch: 1, input: &x, output: &mut y };
+            let call = MaxPool { geometry, batch: 1, input: &x[..], output: &mut y[..] };
             max_pool::run(Isa::detect(), team, call).expect("operands fit");
         }),
     }
@@ -91,7 +95,7 @@ fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
             let call = MeanPool {
                 rows: &rows,
                 channels: &channels,
-                input: &x,
+                input: &x[..],
                 input_rows: Placement::Natural,
                 mean: Mean::Active,
                 output: &mut y,
@@ -116,11 +120,38 @@ fn squeeze_exciting<E: Element>(side: usize, c: usize, q: usize) -> Row<'static>
             let call = SqueezeExcite {
                 rows: &rows,
                 channels: &channels,
-                data: &mut x,
+                data: &mut x[..],
                 data_rows: Placement::Natural,
                 mean: Mean::Active,
             };
             squeeze_excite::run(Isa::detect(), team, &weights, &mut scratch, call).expect("operands fit");
+        }),
+    }
+}
+
+fn image_in<E: Element>(side: usize, c: usize) -> Row<'static> {
+    let (image, border) = (Extent { h: side, w: side }, Extent { h: 3, w: 3 });
+    let bordered = Extent { h: side + 6, w: side + 6 };
+    let (x, mut y) = (vec![0.5f32; image.pixels() * c], values::<E>(bordered.pixels() * c));
+    Row {
+        name: format!("from_nchw, {side}²×{c}"),
+        bytes: x.len() * 4 + y.len() * size_of::<E>(),
+        call: Box::new(move |team| {
+            let (input, output) = (&x[..], &mut y[..]);
+            let call = FromNchw { batch: 1, c, image, border, bordered, input, output };
+            layout::from_nchw(team, call).expect("operands fit");
+        }),
+    }
+}
+
+fn map_out<E: Element>(side: usize, c: usize) -> Row<'static> {
+    let map = Extent { h: side, w: side };
+    let (x, mut y) = (values::<E>(map.pixels() * c), vec![0.0f32; map.pixels() * c]);
+    Row {
+        name: format!("to_nchw, {side}²×{c}"),
+        bytes: x.len() * size_of::<E>() + y.len() * 4,
+        call: Box::new(move |team| {
+            layout::to_nchw(team, 1, map, c, &x, &mut y).expect("operands fit");
         }),
     }
 }

@@ -100,10 +100,12 @@ fn work(shared: &Shared, job: Job<'_>, chunks: usize, worker: usize) {
 fn look_on(shared: &Shared, worker: usize, threads: usize) {
     let own = || {
         let mut idle = 0u32;
+        // Spinning is for the microseconds between two steps; whoever waits longer lets others have the core, so that
+        // more threads than cores cost little.
         while !shared.finished.load(Ordering::Acquire) {
             if shared.open.load(Ordering::Relaxed) == 0 || !help(shared, worker) {
                 idle += 1;
-                if idle.is_multiple_of(1 << 12) { std::thread::yield_now() } else { std::hint::spin_loop() }
+                wait(idle);
             } else {
                 idle = 0;
             }
@@ -114,6 +116,11 @@ fn look_on(shared: &Shared, worker: usize, threads: usize) {
     } else {
         own();
     }
+}
+
+/// Waits a moment, the `round`-th time in a row.
+fn wait(round: u32) {
+    if round < 1 << 10 { std::hint::spin_loop() } else { std::thread::yield_now() }
 }
 
 /// Takes part in the open step; false when there was nothing to do.
@@ -147,7 +154,7 @@ impl Drop for Close<'_> {
         let mut spins = 0u32;
         while self.0.inside.load(Ordering::SeqCst) != 0 {
             spins += 1;
-            if spins.is_multiple_of(1 << 12) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            wait(spins);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod exec;
+pub mod files;
 pub mod gate;
 pub mod plan;
 pub mod report;
@@ -10,7 +11,8 @@ mod session;
 pub mod train;
 pub mod vision;
 mod weights;
+pub mod zoo;
 
 pub use exec::{Output, Trace};
 pub use session::{Device, Element, Session, SessionBuilder};
-pub use weights::{CheckpointWeights, RandomWeights, TensorMap};
+pub use weights::{CheckpointWeights, FIXTURE_PREFIX, RandomWeights, TensorMap};

@@ -210,7 +210,7 @@ impl Session {
     /// # Errors
     /// As [`infer`](Self::infer).
     pub fn infer_into(&self, request: Request<'_>, output: &mut Output) -> Result<()> {
-        self.runnable.infer(request, &*self.policy, output)
+        self.infer_with(request, &*self.policy, output)
     }
 
     /// The same with another policy than the session's.
@@ -218,6 +218,13 @@ impl Session {
     /// # Errors
     /// As [`infer`](Self::infer).
     pub fn infer_with(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
+        // Whole pieces first: a search with an early end for every value is no vector code.
+        let finite = |piece: &[f32]| piece.iter().fold(true, |all, value| all & value.is_finite());
+        if !request.images.chunks(1 << 12).all(finite)
+            && let Some(at) = request.images.iter().position(|value| !value.is_finite())
+        {
+            bail!("value {at} of the images is {}; inputs must be finite", request.images[at]);
+        }
         self.runnable.infer(request, policy, output)
     }
 

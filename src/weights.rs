@@ -13,7 +13,7 @@ pub struct CheckpointWeights<'a> {
     names: BTreeMap<String, String>,
 }
 
-/// Entries of our own files that are no weights.
+/// Entries that are no weights but results recorded for tests begin with this.
 pub const FIXTURE_PREFIX: &str = "fixture.";
 
 impl<'a> CheckpointWeights<'a> {

@@ -3,10 +3,12 @@
 //! `oracle_cases` the same against loops and arithmetic done by hand ·
 //! `executor_fixtures` the executor against the official code ·
 //! `parity` the executor against the oracle, over named and generated networks ·
-//! `session` a session as its users have it: threads, memory used again, bad input.
+//! `session` a session as its users have it: threads, memory used again, bad input ·
+//! `cli` the program from outside.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
+mod cli;
 mod compare;
 mod execute;
 mod executor_fixtures;

@@ -1,17 +1,21 @@
-//! Shared by the benches: interleaved timing, the machine's own peak, and a line that says where it was measured.
+//! Shared by the benches: interleaved timing.
 
 use std::time::Instant;
 
 /// Median and median absolute deviation, nanoseconds.
 #[derive(Clone, Copy)]
-pub struct Timing {
-    pub median_ns: f64,
-    pub mad_ns: f64,
+pub(crate) struct Timing {
+    pub(crate) median_ns: f64,
+    pub(crate) mad_ns: f64,
 }
 
 /// Times every candidate in turn, round after round, so that a disturbance hits all alike. Each sample repeats the
 /// candidate until about `sample_ns` have passed.
-pub fn interleave(candidates: &mut [Box<dyn FnMut() + '_>], rounds: usize, sample_ns: f64) -> Vec<Timing> {
+pub(crate) fn interleave(
+    candidates: &mut [Box<dyn FnMut() + '_>],
+    rounds: usize,
+    sample_ns: f64,
+) -> Vec<Timing> {
     let repeats: Vec<usize> = candidates
         .iter_mut()
         .map(|run| {
@@ -41,4 +45,9 @@ fn timing(mut samples: Vec<f64>) -> Timing {
     let median_ns = median(&mut samples);
     let mut off: Vec<f64> = samples.iter().map(|s| (s - median_ns).abs()).collect();
     Timing { median_ns, mad_ns: median(&mut off) }
+}
+
+/// The largest median deviation among `times`, in percent of its median: how noisy the machine was.
+pub(crate) fn noise(times: &[Timing]) -> f64 {
+    times.iter().map(|time| 100.0 * time.mad_ns / time.median_ns).fold(0.0, f64::max)
 }

@@ -45,7 +45,7 @@ impl Linear {
     /// # Errors
     /// When the weight's length is not a multiple of the bias's.
     pub fn new(weight: Vec<f32>, bias: Vec<f32>, relu: bool) -> Result<Self> {
-        if bias.is_empty() || weight.is_empty() || weight.len() % bias.len() != 0 {
+        if bias.is_empty() || weight.is_empty() || !weight.len().is_multiple_of(bias.len()) {
             let (got, need) = (weight.len(), bias.len());
             let geometry = format!("a row for each of {need} features");
             return Err(Error::Size { op: "linear", what: "weight", got, need, geometry });

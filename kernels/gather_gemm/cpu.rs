@@ -2,8 +2,8 @@
 //! columns where only some are, and runs the register tile over it.
 
 use super::filter::{Panel, SLACK};
-use super::micro::{self, Segment, Tile};
-use super::pack::{self, Columns, segments};
+use super::micro::{self, MAX_UNITS, PanelRows, Segment, Strip, UNIT};
+use super::pack::{self, Columns};
 use super::{Filter, GatherGemm, Placement};
 use crate::{Buffer, Element, Extent, Isa, Result, Team};
 use std::ops::Range;
@@ -12,6 +12,8 @@ use std::ops::Range;
 const BLOCK_ROWS: usize = 144;
 /// The same where every block packs its panels anew, which more rows must pay for.
 const PACKED_BLOCK_ROWS: usize = 448;
+/// Up to this many rows active columns are gathered while multiplying, above it is better to pack them first.
+const FEW_ROWS: usize = 250;
 /// Weights up to this size stay in the second-level cache next to a block of rows.
 const RESIDENT_BYTES: usize = 320 << 10;
 /// Chunks for each thread, so that a thread that is held up does not hold up the others.
@@ -21,9 +23,14 @@ const CHUNKS_PER_THREAD: usize = 4;
 pub struct Scratch<E> {
     taps: Vec<*const E>,
     out: Vec<*mut E>,
-    bias: Vec<*const f32>,
     class: Vec<u32>,
     segments: Vec<Segment>,
+    /// Steps of the reduction, and the positions of the input channels it reads.
+    depth: usize,
+    inputs: Range<usize>,
+    /// Where each step's row lies in a panel, in units of `scaled` elements.
+    offsets: Vec<u32>,
+    scaled: usize,
     zeros: Buffer<E>,
     packed: Buffer<E>,
     packed_bias: Vec<f32>,
@@ -42,9 +49,12 @@ impl<E: Element> Scratch<E> {
         Ok(Self {
             taps: vec![],
             out: vec![],
-            bias: vec![],
             class: vec![],
             segments: vec![],
+            depth: 0,
+            inputs: 0..0,
+            offsets: vec![],
+            scaled: 1,
             zeros,
             packed,
             packed_bias,
@@ -69,13 +79,13 @@ impl<E: Element> Scratch<E> {
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         self.out.resize(self.out.len().max(rows), std::ptr::null_mut());
-        self.bias.resize(self.bias.len().max(rows), std::ptr::null());
         self.class.resize(self.class.len().max(rows), 0);
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
-        let runs = if channels { inputs.div_ceil(2) } else { 1 };
         self.segments.clear();
-        self.segments.reserve(g.kernel * g.kernel * runs);
+        self.segments.reserve(g.kernel * g.kernel * (inputs / 64 + 1));
         if channels {
+            self.offsets.clear();
+            self.offsets.reserve(g.kernel * g.kernel * inputs);
             let width = filter.panel_width;
             grow(&mut self.packed, g.kernel * g.kernel * inputs * width + SLACK, "packed active columns")?;
             let bias = filter.bias.len() / filter.bias_stride * width + SLACK;
@@ -148,7 +158,7 @@ pub fn run<E: Element>(
         for n in 0..jobs {
             let job = job(filter, call, threads, jobs, n);
             if chunk < job.chunks() {
-                return run_chunk(isa, filter, call, &job, chunk, scratch, output.get());
+                return run_chunk(isa, threads, filter, call, &job, chunk, scratch, output.get());
             }
             chunk -= job.chunks();
         }
@@ -194,8 +204,10 @@ fn piece(len: usize, pieces: usize, i: usize) -> usize {
     len * i / pieces
 }
 
+#[allow(clippy::too_many_arguments)]
 fn run_chunk<E: Element>(
     isa: Isa,
+    threads: usize,
     filter: &Filter<E>,
     call: &GatherGemm<'_, [E]>,
     job: &Job<'_>,
@@ -208,70 +220,158 @@ fn run_chunk<E: Element>(
     let block = job.rows.start + piece(job.rows.len(), job.blocks, block)
         ..job.rows.start + piece(job.rows.len(), job.blocks, block + 1);
     let tiles = block.len().div_ceil(filter.max_rows);
-    let tile_rows = |t: usize| piece(block.len(), tiles, t)..piece(block.len(), tiles, t + 1);
     let g = filter.geometry();
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
+    let (height, taller) = (block.len() / tiles, block.len() % tiles);
+    let mut start = 0;
     for t in 0..tiles {
-        point(filter, call, block.start, tile_rows(t), n_taps, scratch, output);
+        let end = start + height + usize::from(t < taller);
+        point(filter, call, block.start, start..end, n_taps, scratch, output);
+        start = end;
     }
-    for column in columns {
-        let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
-        for i in 0..block.len() {
-            scratch.bias[i] = match panel.packed {
-                false => filter.bias[scratch.class[i] as usize * filter.bias_stride..].as_ptr(),
-                true => scratch.packed_bias[scratch.class[i] as usize * filter.panel_width..].as_ptr(),
-            };
-        }
-        for t in 0..tiles {
-            let rows = tile_rows(t);
-            let tile = Tile {
-                taps: scratch.taps[rows.start * n_taps..].as_ptr(),
-                rows: rows.len(),
-                segments: &scratch.segments,
-                panel: panel.data,
-                stored: panel.stored,
-                out: scratch.out[rows.start..].as_ptr(),
-                column: panel.c_out,
-                columns: panel.columns,
-                bias: scratch.bias[rows.start..].as_ptr(),
-                bias_column: if panel.packed { 0 } else { panel.c_out },
-                constant: panel.constant,
-                residual: call.residual,
-                act: call.act,
-            };
-            micro::compute(isa, &tile);
-        }
+    reduce(filter, job, folded, scratch);
+    for column in columns.clone() {
+        let Some(panel) = prepare(isa, filter, job, (column, block.len()), scratch) else { continue };
+        // Whoever takes the chunk after next finds its panel on the way; in between come the other threads.
+        let next = match column + 1 < columns.end {
+            true => column + 1,
+            false => column + 1 + job.columns_per_chunk * (threads - 1),
+        };
+        let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
+        let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
+        let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
+        let strip = Strip {
+            taps: scratch.taps.as_ptr(),
+            n_taps,
+            rows: block.len(),
+            tiles,
+            segments: &scratch.segments,
+            panel: panel.rows,
+            stored: panel.stored,
+            out: scratch.out.as_ptr(),
+            column: panel.c_out,
+            columns: panel.columns,
+            bias: bias.as_ptr(),
+            bias_stride: if packed { filter.panel_width } else { filter.bias_stride },
+            class: if classes { scratch.class.as_ptr() } else { std::ptr::null() },
+            constant: panel.constant,
+            residual: call.residual,
+            act: call.act,
+            next: next.unwrap_or(panel.rows),
+            next_rows: if next.is_some() { scratch.depth } else { 0 },
+        };
+        micro::compute(isa, &strip);
     }
 }
 
-/// A panel ready to be multiplied with; its reduction is in the scratch.
+/// A panel ready to be multiplied with.
 struct Ready<E> {
-    data: *const E,
+    rows: PanelRows<E>,
     stored: usize,
     /// First output channel and number of them, by position in the rows.
     c_out: usize,
     columns: usize,
     constant: *const f32,
-    /// Bias and constant were packed too.
+    /// Bias and constant are those of the active columns, put next to each other.
     packed: bool,
 }
 
-/// Readies what the `column`-th panel stands for: as it was packed at load where all its columns are active, with
-/// the active columns packed again where only some are. Inactive input channels are left out of the reduction.
+/// Positions of the channels `from..from + len` in an ascending list.
+fn within(list: &[u32], from: usize, len: usize) -> Range<usize> {
+    let position = |c: usize| list.partition_point(|&active| (active as usize) < c);
+    position(from)..position(from + len)
+}
+
+/// The reduction of a chunk whose panels all read the same input channels: segments, and where only some channels
+/// are active the offsets of their rows in a panel. Grouped filters do it panel by panel.
+fn reduce<E: Element>(filter: &Filter<E>, job: &Job<'_>, folded: bool, scratch: &mut Scratch<E>) {
+    let g = filter.geometry();
+    if g.groups == 1 {
+        reduce_window(filter, job, &(0..g.c_in), folded, scratch);
+    }
+}
+
+fn reduce_window<E: Element>(
+    filter: &Filter<E>,
+    job: &Job<'_>,
+    window: &Range<usize>,
+    folded: bool,
+    scratch: &mut Scratch<E>,
+) {
+    let kernel = filter.geometry().kernel;
+    let positions = job.c_in.map_or(window.clone(), |list| within(list, window.start, window.len()));
+    let (taps, inputs) =
+        if folded { (kernel, kernel * window.len()) } else { (kernel * kernel, positions.len()) };
+    scratch.segments.clear();
+    pack::every_input(taps, positions.start, inputs, &mut scratch.segments);
+    scratch.depth = taps * inputs;
+    scratch.inputs = positions.clone();
+    scratch.offsets.clear();
+    if let Some(list) = job.c_in {
+        // All panels but the last are equally wide, which scales the offsets.
+        let offset = |tap: usize, c: u32| (tap * window.len() + c as usize - window.start) as u32;
+        let list = &list[positions];
+        scratch.offsets.extend((0..taps).flat_map(|tap| list.iter().map(move |&c| offset(tap, c))));
+        scratch.scaled = 1;
+    }
+}
+
+/// Scales the offsets to panels whose rows are `stored` long.
+fn scale<E>(scratch: &mut Scratch<E>, stored: usize) {
+    if scratch.scaled != stored {
+        let before = scratch.scaled as u32;
+        scratch.offsets.iter_mut().for_each(|offset| *offset = *offset / before * stored as u32);
+        scratch.scaled = stored;
+    }
+}
+
+/// Where the rows of the `column`-th panel lie, if they can be multiplied with as they are; with the offsets as they
+/// are scaled now.
+fn place<E: Element>(
+    filter: &Filter<E>,
+    job: &Job<'_>,
+    column: usize,
+    scratch: &Scratch<E>,
+) -> Option<PanelRows<E>> {
+    let data = filter.data.as_slice();
+    let offsets = if job.c_in.is_some() { scratch.offsets.as_ptr() } else { std::ptr::null() };
+    let Some(list) = job.c_out else {
+        let panel = filter.panels[column];
+        return Some(PanelRows::neighbours(data[panel.offset..].as_ptr(), offsets));
+    };
+    let width = filter.panel_width;
+    let list = list.get(column * width..list.len().min((column + 1) * width))?;
+    let mut units = [data.as_ptr(); MAX_UNITS];
+    for (unit, channels) in units.iter_mut().zip(list.chunks(UNIT)) {
+        let panel = filter.panels[channels[0] as usize / width];
+        *unit = data[panel.offset + channels[0] as usize - panel.c_out..].as_ptr();
+    }
+    Some(PanelRows { units, offsets, scattered: true })
+}
+
+/// Whether active columns come in aligned units, so that they can be gathered while multiplying.
+fn in_units<E: Element>(filter: &Filter<E>, list: &[u32]) -> bool {
+    // The last panel may have shorter rows than the others.
+    let whole = filter.geometry().c_out.is_multiple_of(filter.panel_width);
+    whole
+        && list.chunks(UNIT).all(|unit| {
+            (unit[0] as usize).is_multiple_of(UNIT)
+                && unit.len() == UNIT
+                && unit[UNIT - 1] == unit[0] + UNIT as u32 - 1
+        })
+}
+
+/// Readies what the `column`-th panel stands for, for `rows` rows. All its columns active: it is used as it was packed
+/// at load. Some active: with few rows they are gathered while multiplying, with many they are packed first.
 fn prepare<E: Element>(
     isa: Isa,
     filter: &Filter<E>,
     job: &Job<'_>,
-    column: usize,
+    (column, rows): (usize, usize),
     scratch: &mut Scratch<E>,
 ) -> Option<Ready<E>> {
     let g = filter.geometry();
-    let within = |list: &[u32], from: usize, len: usize| {
-        let position = |c: usize| list.partition_point(|&active| (active as usize) < c);
-        position(from)..position(from + len)
-    };
-    // Positions in the lists, and the input channels the panel reads.
     let width = filter.panel_width;
     let (out_span, window) = match (job.c_out, g.groups) {
         (Some(list), 1) => (column * width..list.len().min((column + 1) * width), 0..g.c_in),
@@ -283,52 +383,54 @@ fn prepare<E: Element>(
     if out_span.is_empty() {
         return None;
     }
-    let in_span = job.c_in.map_or(window.clone(), |list| within(list, window.start, window.len()));
-    let inputs = job.c_in.map(|list| &list[in_span.clone()]);
-    scratch.segments.clear();
-    if job.c_out.is_none() {
-        segments(filter, &window, in_span, inputs, &mut scratch.segments);
-        let Panel { c_out, columns, stored, offset, .. } = filter.panels[column];
-        let constant =
-            filter.output_constant.as_ref().map_or(std::ptr::null(), |constant| constant[c_out..].as_ptr());
-        let data = filter.data.as_slice()[offset..].as_ptr();
-        return Some(Ready { data, stored, c_out, columns, constant, packed: false });
+    if g.groups > 1 {
+        reduce_window(filter, job, &window, false, scratch);
     }
-    let taps = g.kernel * g.kernel;
-    let stored = out_span.len().next_multiple_of(filter.lanes);
-    let channel = |position: usize| job.c_out.map_or(position, |list| list[position] as usize);
-    let rows = in_span.len();
-    let columns = Columns::new(filter, out_span.clone().map(channel));
-    pack::copy(
-        isa,
-        &columns,
-        filter.data.as_slice(),
-        taps,
-        inputs,
-        &window,
-        scratch.packed.as_mut_slice(),
-        stored,
-    );
-    scratch.segments.extend((0..taps).map(|tap| Segment {
-        tap: tap as u32,
-        c_in: in_span.start as u32,
-        inputs: rows as u32,
-        panel_row: (tap * rows) as u32,
-    }));
-    for class in 0..filter.bias.len() / filter.bias_stride {
-        for (j, position) in out_span.clone().enumerate() {
-            scratch.packed_bias[class * width + j] =
-                filter.bias[class * filter.bias_stride + channel(position)];
-        }
+    let Some(list) = job.c_out else {
+        let Panel { c_out, columns, stored, .. } = filter.panels[column];
+        scale(scratch, stored);
+        let constant = filter.output_constant.as_ref();
+        let constant = constant.map_or(std::ptr::null(), |constant| constant[c_out..].as_ptr());
+        let rows = place(filter, job, column, scratch)?;
+        return Some(Ready { rows, stored, c_out, columns, constant, packed: false });
+    };
+    let channels = &list[out_span.clone()];
+    let stored = channels.len().next_multiple_of(filter.lanes);
+    for (packed, bias) in
+        scratch.packed_bias.chunks_mut(width).zip(filter.bias.chunks_exact(filter.bias_stride))
+    {
+        packed.iter_mut().zip(channels).for_each(|(packed, &o)| *packed = bias[o as usize]);
     }
     let constant = filter.output_constant.as_ref().map_or(std::ptr::null(), |constant| {
-        for (j, position) in out_span.clone().enumerate() {
-            scratch.packed_constant[j] = constant[channel(position)];
-        }
+        scratch
+            .packed_constant
+            .iter_mut()
+            .zip(channels)
+            .for_each(|(packed, &o)| *packed = constant[o as usize]);
         scratch.packed_constant.as_ptr()
     });
-    let data = scratch.packed.as_slice().as_ptr();
-    Some(Ready { data, stored, c_out: out_span.start, columns: out_span.len(), constant, packed: true })
+    let (c_out, columns) = (out_span.start, out_span.len());
+    if g.groups == 1
+        && rows <= FEW_ROWS
+        && filter.lanes >= UNIT
+        && columns.is_multiple_of(filter.lanes)
+        && in_units(filter, channels)
+    {
+        if job.c_in.is_none() && scratch.offsets.is_empty() {
+            scratch.offsets.extend(0..scratch.depth as u32);
+            scratch.scaled = 1;
+        }
+        scale(scratch, width);
+        let mut rows = place(filter, job, column, scratch)?;
+        rows.offsets = scratch.offsets.as_ptr();
+        return Some(Ready { rows, stored, c_out, columns, constant, packed: true });
+    }
+    let inputs = job.c_in.map(|list| &list[scratch.inputs.clone()]);
+    let panel = Columns::new(filter, channels.iter().map(|&o| o as usize));
+    let (taps, packed) = (g.kernel * g.kernel, scratch.packed.as_mut_slice());
+    pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, &window, packed, stored);
+    let rows = PanelRows::neighbours(scratch.packed.as_slice().as_ptr(), std::ptr::null());
+    Some(Ready { rows, stored, c_out, columns, constant, packed: true })
 }
 
 /// Walks over the pixels of maps in ascending order without dividing.
@@ -386,9 +488,6 @@ fn point<E: Element>(
         *out = output.wrapping_add(at * g.c_out);
     }
     let classes = filter.bias.len() > filter.bias_stride;
-    if !classes {
-        class.fill(0);
-    }
     if g.is_pointwise() {
         for (slot, tap) in taps.iter_mut().enumerate() {
             let at =
@@ -400,10 +499,10 @@ fn point<E: Element>(
     let mut cursor = Cursor::new(g.output, active.pixel(first));
     let line = g.input.w * g.c_in;
     let zeros = scratch.zeros.as_slice().as_ptr();
-    for slot in 0..height {
+    for (slot, class) in class.iter_mut().enumerate() {
         let (n, y, x) = cursor.locate(active.pixel(first + slot));
         if classes {
-            class[slot] = filter.class(y, x) as u32;
+            *class = filter.class(y, x) as u32;
         }
         // Wraps below zero where the kernel hangs over the edge.
         let (iy, ix) = ((y * g.stride).wrapping_sub(g.pad_top), (x * g.stride).wrapping_sub(g.pad_left));

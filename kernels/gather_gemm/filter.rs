@@ -1,4 +1,8 @@
-use crate::simd::{Simd, dispatch};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Kind, Portable, Simd};
 use crate::{Buffer, ConvGeometry, Element, Error, Isa, Result};
 
 /// What a filter is made of: a convolution whose BatchNorm is folded.
@@ -211,16 +215,18 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
     panels
 }
 
-dispatch! {
-    /// Lanes, vectors in a panel and rows of the GEMM tile.
-    fn tile_of<E>() -> (usize, usize, usize) = tile_of_set
-}
-
-#[inline(always)]
-fn tile_of_set<S: Simd, E: Element>() -> (usize, usize, usize) {
-    (S::LANES, S::NV, S::MR)
-}
-
+/// Lanes, vectors in a panel and rows of the GEMM tile.
 fn tile(isa: Isa) -> (usize, usize, usize) {
-    tile_of::<f32>(isa)
+    fn of<S: Simd>() -> (usize, usize, usize) {
+        (S::LANES, S::NV, S::MR)
+    }
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => of::<Avx512>(),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => of::<Avx2>(),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => of::<Neon>(),
+        Kind::Portable => of::<Portable>(),
+    }
 }

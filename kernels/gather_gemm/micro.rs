@@ -8,23 +8,27 @@ pub(super) struct Segment {
     pub(super) c_in: u32,
     /// Input channels.
     pub(super) inputs: u32,
-    /// Row of the panel that the first input channel meets.
+    /// Place in the order of the reduction of the first input channel: the panel row it meets, or where the list of
+    /// rows says which.
     pub(super) panel_row: u32,
 }
 
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element};
 
-/// One tile. Pointers that are indexed by row have `rows` entries.
+/// A block of gathered rows × one panel, computed tile by tile. Pointers that are indexed by row have `rows` entries.
 #[derive(Clone, Copy)]
-pub(super) struct Tile<'a, E> {
-    /// `[taps][rows]`: where each row's input of each tap starts.
+pub(super) struct Strip<'a, E> {
+    /// Where each row's input of each tap starts; tile after tile, `[n_taps][rows of the tile]`.
     pub(super) taps: *const *const E,
+    pub(super) n_taps: usize,
     pub(super) rows: usize,
+    /// Number of tiles, which share the rows evenly: the first ones may have one more.
+    pub(super) tiles: usize,
     /// The reduction.
     pub(super) segments: &'a [Segment],
-    /// `[panel rows][stored]`.
-    pub(super) panel: *const E,
+    /// The weights.
+    pub(super) panel: PanelRows<E>,
     /// Stored columns, whole vectors.
     pub(super) stored: usize,
     /// `[rows]`: where each row's output starts.
@@ -33,69 +37,168 @@ pub(super) struct Tile<'a, E> {
     pub(super) column: usize,
     /// Columns that are written.
     pub(super) columns: usize,
-    /// `[rows]`: bias of each row; indexed by `bias_column`.
-    pub(super) bias: *const *const f32,
-    pub(super) bias_column: usize,
+    /// Bias of the panel's columns, a row of the table for every class of rows.
+    pub(super) bias: *const f32,
+    pub(super) bias_stride: usize,
+    /// `[rows]`: class of each row; null: all are of class 0.
+    pub(super) class: *const u32,
     /// Subtracted behind the activation; null: nothing.
     pub(super) constant: *const f32,
     pub(super) residual: bool,
     pub(super) act: Act,
+    /// What will be multiplied with next; it is asked for while this is being multiplied.
+    pub(super) next: PanelRows<E>,
+    /// Rows of it.
+    pub(super) next_rows: usize,
+}
+
+/// Where the rows of a panel lie. Each row is `stored` columns.
+#[derive(Clone, Copy)]
+pub(super) struct PanelRows<E> {
+    /// Where every [`UNIT`] columns of row 0 start.
+    pub(super) units: [*const E; MAX_UNITS],
+    /// Elements from row 0 to each row in the order of the reduction; null: rows follow each other.
+    pub(super) offsets: *const u32,
+    /// The units are not neighbours.
+    pub(super) scattered: bool,
+}
+
+/// Columns of a unit, the smallest that can be gathered while multiplying.
+pub(super) const UNIT: usize = 8;
+/// Units of the widest panel.
+pub(super) const MAX_UNITS: usize = 4;
+
+impl<E> PanelRows<E> {
+    /// A panel of neighbours from `start` on.
+    pub(super) fn neighbours(start: *const E, offsets: *const u32) -> Self {
+        let units = std::array::from_fn(|unit| start.wrapping_add(unit * UNIT));
+        Self { units, offsets, scattered: false }
+    }
 }
 
 dispatch! {
-    /// Computes one tile.
+    /// Computes a strip.
     ///
-    /// Every pointer of a tile must be valid for what its shape says, with `SLACK` readable elements behind panel,
-    /// bias and constant; no other thread touches the outputs meanwhile.
-    pub(super) fn compute<E>(tile: &Tile<'_, E>) = compute_set
+    /// Every pointer must be valid for what the shape says, with `SLACK` readable elements behind panel, bias and
+    /// constant; no other thread touches the outputs meanwhile.
+    pub(super) fn compute<E>(strip: &Strip<'_, E>) = compute_set
 }
 
 #[inline(always)]
-fn compute_set<S: Simd, E: Element>(tile: &Tile<'_, E>) {
-    macro_rules! by_rows {
-        ($nv:literal: $($mr:literal)*) => {
-            match tile.rows {
-                // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                $($mr => unsafe { fixed::<S, E, $mr, $nv>(tile) },)*
-                _ => unreachable!("a tile has 1..=12 rows"),
-            }
-        };
-    }
-    match tile.stored / S::LANES {
-        1 => by_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-        2 => by_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-        3 if S::NV >= 3 => by_rows!(3: 1 2 3 4 5 6 7 8 9 10 11 12),
-        4 if S::NV >= 4 => by_rows!(4: 1 2 3 4 5 6 7 8 9 10 11 12),
-        _ => unreachable!("a panel has 1..=S::NV vectors"),
+fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
+    let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
+    let requests = strip.tiles * strip.segments.len().max(1);
+    let mut ahead = Ahead { row: 0, rows: strip.next_rows.div_ceil(requests) };
+    let mut first = 0;
+    for tile in 0..strip.tiles {
+        let rows = height + usize::from(tile < taller);
+        macro_rules! by_rows {
+            ($gather:ident, $nv:literal: $($mr:literal)*) => {
+                match rows {
+                    // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
+                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, first, &mut ahead) },)*
+                    _ => unreachable!("a tile has 1..=12 rows"),
+                }
+            };
+            ($nv:literal) => {
+                match (strip.panel.offsets.is_null(), strip.panel.scattered) {
+                    (true, _) => by_rows!(STREAM, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    (false, false) => by_rows!(ROWS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    (false, true) => by_rows!(UNITS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                }
+            };
+        }
+        match strip.stored / S::LANES {
+            1 => by_rows!(1),
+            2 => by_rows!(2),
+            3 if S::NV >= 3 => by_rows!(3),
+            4 if S::NV >= 4 => by_rows!(4),
+            _ => unreachable!("a panel has 1..=S::NV vectors"),
+        }
+        first += rows;
     }
 }
+
+/// Progress through the rows of the next panel.
+struct Ahead {
+    row: usize,
+    /// To ask for at every segment.
+    rows: usize,
+}
+
+/// Panel rows follow each other.
+const STREAM: u8 = 0;
+/// Panel rows are listed.
+const ROWS: u8 = 1;
+/// Panel rows are listed and their units lie apart.
+const UNITS: u8 = 2;
 
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(tile: &Tile<'_, E>) {
+unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GATHER: u8>(
+    strip: &Strip<'_, E>,
+    first: usize,
+    ahead: &mut Ahead,
+) {
     if MR > S::MR {
         unreachable!("taller than the tile of this instruction set");
     }
     // SAFETY: see above.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
-        for segment in tile.segments {
-            let starts = tile.taps.add(segment.tap as usize * MR);
+        let taps = strip.taps.add(first * strip.n_taps);
+        let (mut next_row, rows, next) = (ahead.row, ahead.rows, &strip.next);
+        for segment in strip.segments {
+            let starts = taps.add(segment.tap as usize * MR);
             let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
-            let mut b = tile.panel.add(segment.panel_row as usize * NV * S::LANES);
+            let order = segment.panel_row as usize;
+            // Asking once a segment keeps the loads of the next panel spread over this one.
+            let end = strip.next_rows.min(next_row + rows);
+            while next_row < end {
+                let offset = match next.offsets.is_null() {
+                    true => next_row * strip.stored,
+                    false => *next.offsets.add(next_row) as usize,
+                };
+                for unit in
+                    next.units.iter().step_by(if GATHER == UNITS { 1 } else { 64 / UNIT / size_of::<E>() })
+                {
+                    S::prefetch_far(unit.wrapping_add(offset).cast());
+                }
+                next_row += 1;
+            }
+            let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
             for k in 0..segment.inputs as usize {
-                let columns: [S::V; NV] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
+                let columns: [S::V; NV] = match GATHER {
+                    STREAM => std::array::from_fn(|j| S::load(b.add(j * S::LANES))),
+                    ROWS => {
+                        let row = strip.panel.units[0].add(*strip.panel.offsets.add(order + k) as usize);
+                        std::array::from_fn(|j| S::load(row.add(j * S::LANES)))
+                    }
+                    _ => {
+                        let row = *strip.panel.offsets.add(order + k) as usize;
+                        std::array::from_fn(|j| {
+                            let unit = j * S::LANES / UNIT;
+                            let within = j * S::LANES % UNIT;
+                            let low = strip.panel.units[unit].add(row + within);
+                            match S::LANES > UNIT {
+                                true => S::load_halves(low, strip.panel.units[unit + 1].add(row)),
+                                false => S::load(low),
+                            }
+                        })
+                    }
+                };
                 for i in 0..MR {
                     let value = S::splat((*a[i].add(k)).to_f32());
                     for j in 0..NV {
                         acc[i][j] = S::fma(value, columns[j], acc[i][j]);
                     }
                 }
-                b = b.add(NV * S::LANES);
+                b = b.wrapping_add(NV * S::LANES);
             }
         }
-        finish::<S, E, MR, NV>(tile, &acc);
+        ahead.row = next_row;
+        finish::<S, E, MR, NV>(strip, first, &acc);
     }
 }
 
@@ -105,32 +208,34 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize>(tile: &Ti
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
 unsafe fn finish<S: Simd, E: Element, const MR: usize, const NV: usize>(
-    tile: &Tile<'_, E>,
+    strip: &Strip<'_, E>,
+    first: usize,
     acc: &[[S::V; NV]; MR],
 ) {
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
-        for i in 0..MR {
-            let out = (*tile.out.add(i)).add(tile.column);
-            let bias = (*tile.bias.add(i)).add(tile.bias_column);
-            for j in 0..NV {
-                let first = j * S::LANES;
-                let n = tile.columns - first.min(tile.columns);
-                let mut v = S::add(acc[i][j], S::load_f32(bias.add(first)));
-                if tile.residual {
-                    v = S::add(v, S::load_first(out.add(first), n));
+        for (i, acc) in acc.iter().enumerate() {
+            let out = (*strip.out.add(first + i)).add(strip.column);
+            let class = if strip.class.is_null() { 0 } else { *strip.class.add(first + i) as usize };
+            let bias = strip.bias.add(class * strip.bias_stride);
+            for (j, &acc) in acc.iter().enumerate() {
+                let at = j * S::LANES;
+                let n = strip.columns - at.min(strip.columns);
+                let mut v = S::add(acc, S::load_f32(bias.add(at)));
+                if strip.residual {
+                    v = S::add(v, S::load_first(out.add(at), n));
                 }
                 // The value is the second operand: x86's max and min hand that one on when it is NaN.
-                v = match tile.act {
+                v = match strip.act {
                     Act::None => v,
                     Act::Relu => S::max(zero, v),
                     Act::Relu6 => S::min(S::splat(6.0), S::max(zero, v)),
                 };
-                if !tile.constant.is_null() {
-                    v = S::sub(v, S::load_f32(tile.constant.add(first)));
+                if !strip.constant.is_null() {
+                    v = S::sub(v, S::load_f32(strip.constant.add(at)));
                 }
-                S::store_first(out.add(first), n, v);
+                S::store_first(out.add(at), n, v);
             }
         }
     }

@@ -131,39 +131,19 @@ unsafe fn copy_columns<S: Simd, E: Element>(from: *const E, to: *mut E, columns:
     }
 }
 
-/// The reduction over a panel as it was packed at load: the active input channels of every tap, in runs.
-pub(super) fn segments<E: Element>(
-    filter: &Filter<E>,
-    window: &Range<usize>,
-    positions: Range<usize>,
-    inputs: Option<&[u32]>,
-    segments: &mut Vec<Segment>,
-) {
-    let kernel = filter.geometry().kernel;
-    let Some(list) = inputs else {
-        let (taps, inputs) = match filter.folded {
-            true => (kernel, kernel * window.len()),
-            false => (kernel * kernel, window.len()),
-        };
-        let segment = |tap: usize| Segment {
-            tap: tap as u32,
-            c_in: window.start as u32,
-            inputs: inputs as u32,
-            panel_row: (tap * inputs) as u32,
-        };
-        return segments.extend((0..taps).map(segment));
-    };
-    for tap in 0..kernel * kernel {
-        let mut next = u32::MAX;
-        for (position, &c) in positions.clone().zip(list) {
-            if c == next {
-                segments.last_mut().expect("a run was begun").inputs += 1;
-            } else {
-                let panel_row = (tap * window.len() + c as usize - window.start) as u32;
-                segments.push(Segment { tap: tap as u32, c_in: position as u32, inputs: 1, panel_row });
-            }
-            next = c + 1;
+/// The longest segment: at the start of each, the kernel asks for a part of what comes next.
+const LONGEST: usize = 64;
+
+/// The reduction over `taps` × `inputs` consecutive channels from `c_in` on, which fill the panel.
+pub(super) fn every_input(taps: usize, c_in: usize, inputs: usize, segments: &mut Vec<Segment>) {
+    for tap in 0..taps {
+        for first in (0..inputs).step_by(LONGEST) {
+            segments.push(Segment {
+                tap: tap as u32,
+                c_in: (c_in + first) as u32,
+                inputs: LONGEST.min(inputs - first) as u32,
+                panel_row: (tap * inputs + first) as u32,
+            });
         }
-        // A run never continues into the next tap.
     }
 }

@@ -66,7 +66,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         input_constant: case.constants.then_some(&input_constant),
         output_constant: case.constants.then_some(&output_constant),
     };
-    let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed % 2 == 0);
+    let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2));
     let list = |total: usize, random: &mut Random| match case.channels {
         Some((density, group)) => density.channels(random, case.batch, total, group),
         None => Channels::all(total),

@@ -3,7 +3,13 @@
 #[cfg(test)]
 mod tests;
 
+use crate::error::require;
 use crate::{Disjoint, Element, Error, Extent, Result, Team};
+
+/// Planes that are written together: a cache line of every pixel.
+const PLANES: usize = 16;
+/// Pixels whose channels stay in the first-level cache while the planes take theirs.
+const PIXELS: usize = 64;
 
 /// Images on their way in.
 pub struct FromNchw<'a, T: ?Sized> {
@@ -29,12 +35,18 @@ pub struct FromNchw<'a, T: ?Sized> {
 /// When an operand is too small or the image does not fit its border.
 pub fn from_nchw<E: Element>(team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
     let FromNchw { batch, c, image, border, bordered, input, output } = call;
-    let geometry = || format!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
-    if image.h + border.h > bordered.h || image.w + border.w > bordered.w {
-        return Err(Error::Geometry { op: "layout", why: "the image does not fit", geometry: geometry() });
+    let geometry =
+        format_args!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
+    let fits = |image: usize, border: usize, bordered: usize| image.saturating_add(border) <= bordered;
+    if !fits(image.h, border.h, bordered.h) || !fits(image.w, border.w, bordered.w) {
+        let why = "the image does not fit";
+        return Err(Error::Geometry { op: "layout", why, geometry: geometry.to_string() });
     }
-    check("layout", ("input", input.len()), batch * c * image.pixels(), geometry)?;
-    check("layout", ("output", output.len()), batch * c * bordered.pixels(), geometry)?;
+    require("layout", "input", input.len(), &[batch, c, image.h, image.w], &geometry)?;
+    require("layout", "output", output.len(), &[batch, c, bordered.h, bordered.w], &geometry)?;
+    if [batch, c, bordered.h, bordered.w].contains(&0) {
+        return Ok(());
+    }
     let (line, zero) = (bordered.w * c, E::from_f32(0.0));
     let output = Disjoint::new(output);
     team.for_each(batch * bordered.h, |row, _| {
@@ -67,29 +79,30 @@ pub fn to_nchw<E: Element>(
     input: &[E],
     output: &mut [f32],
 ) -> Result<()> {
-    let geometry = || format!("batch {batch}, {c}×{}×{}", map.h, map.w);
-    let len = batch * map.pixels() * c;
-    check("layout", ("input", input.len()), len, geometry)?;
-    check("layout", ("output", output.len()), len, geometry)?;
-    let output = Disjoint::new(output);
-    team.for_each(batch * c, |plane, _| {
-        let (n, channel) = (plane / c, plane % c);
-        // SAFETY: every plane is one chunk's.
-        let out = unsafe { output.slice(plane * map.pixels()..(plane + 1) * map.pixels()) };
-        let pixels = input[n * map.pixels() * c..].chunks_exact(c);
-        out.iter_mut().zip(pixels).for_each(|(out, pixel)| *out = pixel[channel].to_f32());
-    });
-    Ok(())
-}
-
-pub(crate) fn check(
-    op: &'static str,
-    (what, got): (&'static str, usize),
-    need: usize,
-    geometry: impl Fn() -> String,
-) -> Result<()> {
-    if got >= need {
+    let geometry = format_args!("batch {batch}, {c}×{}×{}", map.h, map.w);
+    require("layout", "input", input.len(), &[batch, c, map.h, map.w], &geometry)?;
+    require("layout", "output", output.len(), &[batch, c, map.h, map.w], &geometry)?;
+    if [batch, c, map.h, map.w].contains(&0) {
         return Ok(());
     }
-    Err(Error::Size { op, what, got, need, geometry: geometry() })
+    let (pixels, blocks) = (map.pixels(), c.div_ceil(PLANES));
+    let output = Disjoint::new(output);
+    team.for_each(batch * blocks, |chunk, _| {
+        let (n, first) = (chunk / blocks, chunk % blocks * PLANES);
+        let last = c.min(first + PLANES);
+        // SAFETY: every plane is one chunk's.
+        let planes = unsafe { output.slice((n * c + first) * pixels..(n * c + last) * pixels) };
+        let sample = &input[n * pixels * c..(n + 1) * pixels * c];
+        for start in (0..pixels).step_by(PIXELS) {
+            let end = pixels.min(start + PIXELS);
+            for (channel, plane) in (first..last).zip(planes.chunks_exact_mut(pixels)) {
+                let tile = sample[start * c..end * c].chunks_exact(c);
+                plane[start..end]
+                    .iter_mut()
+                    .zip(tile)
+                    .for_each(|(out, pixel)| *out = pixel[channel].to_f32());
+            }
+        }
+    });
+    Ok(())
 }

@@ -46,3 +46,38 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
         assert!(Team::scope(None, |team| from_nchw(team, call)).is_err());
     }
 }
+
+#[test]
+fn maps_go_out_whatever_their_size() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for (batch, c, h, w) in [(1, 1000, 1, 1), (2, 40, 7, 7), (3, 16, 8, 8), (1, 17, 13, 11), (2, 3, 1, 65)] {
+        let map = Extent { h, w };
+        let input: Vec<half::bf16> =
+            Random(1).values(batch * c * map.pixels()).into_iter().map(half::bf16::from_f32).collect();
+        let mut output = vec![f32::NAN; input.len()];
+        Team::scope(Some(&pool), |team| to_nchw(team, batch, map, c, &input, &mut output)).unwrap();
+        for (i, &got) in output.iter().enumerate() {
+            let (plane, pixel) = (i / map.pixels(), i % map.pixels());
+            let want = input[(plane / c * map.pixels() + pixel) * c + plane % c];
+            assert_eq!(got, want.to_f32(), "{batch}×{c}×{h}×{w}: {i}");
+        }
+    }
+}
+
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let huge = Extent { h: usize::MAX, w: usize::MAX };
+    let one = Extent { h: 1, w: 1 };
+    let mut output = [0.0f32; 4];
+    assert!(Team::scope(None, |team| to_nchw(team, 1, huge, 3, &[0.0f32; 4], &mut output)).is_err());
+    let call = FromNchw {
+        batch: 1,
+        c: 3,
+        image: one,
+        border: huge,
+        bordered: one,
+        input: &[0.0; 4],
+        output: &mut output[..],
+    };
+    assert!(Team::scope(None, |team| from_nchw(team, call)).is_err());
+}

@@ -51,7 +51,7 @@ pub struct MeanPool<'a, T: ?Sized> {
 }
 
 /// What shape errors show.
-struct Shape<'a>(&'a Rows, &'a Channels);
+pub(crate) struct Shape<'a>(pub(crate) &'a Rows, pub(crate) &'a Channels);
 
 impl std::fmt::Display for Shape<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,20 +68,17 @@ pub(crate) fn check_rows<E>(
     placement: Placement,
     mean: Mean,
 ) -> Result<()> {
-    let (batch, geometry) = (rows.batch(), Shape(rows, channels));
+    let (batch, shape) = (rows.batch(), Shape(rows, channels));
     if mean == Mean::AllPixels && placement == Placement::Compact {
-        return Err(Error::Geometry {
-            op,
-            why: "compact rows are not all pixels",
-            geometry: geometry.to_string(),
-        });
+        let why = "compact rows are not all pixels";
+        return Err(Error::Geometry { op, why, geometry: shape.to_string() });
     }
     let c = channels.total();
     match placement {
-        Placement::Natural => require(op, "input", input.len(), &[batch, rows.pixels(), c], &geometry)?,
-        Placement::Compact => require(op, "input", input.len(), &[rows.len(), c], &geometry)?,
+        Placement::Natural => require(op, "input", input.len(), &[batch, rows.pixels(), c], &shape)?,
+        Placement::Compact => require(op, "input", input.len(), &[rows.len(), c], &shape)?,
     }
-    require(op, "active channels", channels.batch().unwrap_or(batch), &[batch], &geometry)
+    require(op, "active channels", channels.batch().unwrap_or(batch), &[batch], &shape)
 }
 
 impl<E: Element> MeanPool<'_, [E]> {

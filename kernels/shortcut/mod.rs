@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::layout::check;
+use crate::error::require;
 use crate::{Disjoint, Element, Error, Extent, Result, Team};
 
 /// One call.
@@ -38,20 +38,21 @@ pub struct PadChannels<'a, T: ?Sized> {
 /// When an operand is too small or the maps do not fit the stride.
 pub fn run<E: Element>(team: &mut Team, call: PadChannels<'_, [E]>) -> Result<()> {
     let PadChannels { batch, input_map, output_map, c_in, c_out, stride, before, input, output } = call;
-    let geometry = || {
-        let (from, to) = (input_map, output_map);
-        format!("batch {batch}, {}×{}×{c_in} → {}×{}×{c_out}, stride {stride}", from.h, from.w, to.h, to.w)
-    };
-    let last = |n: usize| n.saturating_sub(1) * stride;
-    if before + c_in > c_out || last(output_map.h) >= input_map.h || last(output_map.w) >= input_map.w {
-        return Err(Error::Geometry {
-            op: "shortcut",
-            why: "the output does not fit the input",
-            geometry: geometry(),
-        });
+    let (from, to) = (input_map, output_map);
+    let geometry = format_args!(
+        "batch {batch}, {}×{}×{c_in} → {}×{}×{c_out}, stride {stride}",
+        from.h, from.w, to.h, to.w
+    );
+    let last = |n: usize| n.saturating_sub(1).saturating_mul(stride);
+    if before.saturating_add(c_in) > c_out || last(to.h) >= from.h || last(to.w) >= from.w {
+        let why = "the output does not fit the input";
+        return Err(Error::Geometry { op: "shortcut", why, geometry: geometry.to_string() });
     }
-    check("shortcut", ("input", input.len()), batch * input_map.pixels() * c_in, geometry)?;
-    check("shortcut", ("output", output.len()), batch * output_map.pixels() * c_out, geometry)?;
+    require("shortcut", "input", input.len(), &[batch, from.h, from.w, c_in], &geometry)?;
+    require("shortcut", "output", output.len(), &[batch, to.h, to.w, c_out], &geometry)?;
+    if [batch, to.h, to.w, c_out].contains(&0) {
+        return Ok(());
+    }
     let line = output_map.w * c_out;
     let output = Disjoint::new(output);
     team.for_each(batch * output_map.h, |row, _| {

@@ -1,3 +1,7 @@
+// SAFETY, of every block in this file: the method's caller vouches for the instruction set and the pointers, as the
+// trait asks.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use super::Simd;
 use std::arch::x86_64::*;
 
@@ -76,6 +80,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // As assembly, because the compiler takes the intrinsic for a write and then keeps accumulators in memory.
+        // SAFETY: asking for an address never faults and touches no register.
+        unsafe {
+            std::arch::asm!("prefetcht1 [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags))
+        }
     }
     #[inline(always)]
     unsafe fn sum(v: __m256) -> f32 {

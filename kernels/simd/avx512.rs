@@ -1,4 +1,9 @@
+// SAFETY, of every block in this file: the method's caller vouches for the instruction set and the pointers, as the
+// trait asks.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use super::Simd;
+use crate::{DType, Element};
 use std::arch::x86_64::*;
 
 /// 16 lanes, 32 registers: a tile of 12 rows × 32 columns holds 24 accumulators.
@@ -51,6 +56,23 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> __m512 {
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => {
+                    let low = _mm512_castps256_ps512(_mm256_loadu_ps(low.cast()));
+                    let high = _mm256_castps_pd(_mm256_loadu_ps(high.cast()));
+                    _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castps_pd(low), high))
+                }
+                DType::Bf16 => {
+                    let (low, high) = (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast()));
+                    let halves = _mm512_cvtepu16_epi32(_mm256_set_m128i(high, low));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+                }
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
@@ -82,6 +104,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // As assembly, because the compiler takes the intrinsic for a write and then keeps accumulators in memory.
+        // SAFETY: asking for an address never faults and touches no register.
+        unsafe {
+            std::arch::asm!("prefetcht1 [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags))
+        }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {

@@ -157,6 +157,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    /// The same, for the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_far(_p: *const u8) {}
     /// Sum of all lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
@@ -180,6 +183,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
                 DType::F32 => Self::store_f32(p.cast(), v),
                 DType::Bf16 => Self::store_bf16(p.cast(), v),
             }
+        }
+    }
+    /// Loads `LANES / 2` elements from each of two places.
+    #[inline(always)]
+    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> Self::V {
+        let half = Self::LANES / 2;
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: forwarded; `half` elements of each are read.
+        unsafe {
+            for i in 0..half {
+                lanes[i] = (*low.add(i)).to_f32();
+                lanes[half + i] = (*high.add(i)).to_f32();
+            }
+            Self::load_f32(lanes.as_ptr())
         }
     }
     /// Loads the first `n <= LANES` elements, zero elsewhere.

@@ -1,3 +1,7 @@
+// SAFETY, of every block in this file: the method's caller vouches for the instruction set and the pointers, as the
+// trait asks.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use super::Simd;
 use std::arch::aarch64::*;
 

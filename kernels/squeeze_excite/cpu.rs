@@ -118,6 +118,7 @@ dispatch! {
     fn squeeze<E>(weights: &Weights, first: usize, list: Option<&[u32]>, means: &[f32], out: &mut [f32]) = squeeze_set
 }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "`dispatch` hands on an element type")]
 #[inline(always)]
 fn squeeze_set<S: Simd, E: Element>(
     weights: &Weights,
@@ -161,6 +162,7 @@ dispatch! {
     fn excite<E>(weights: &Weights, first: usize, list: Option<&[u32]>, hidden: &[f32], out: &mut [f32]) = excite_set
 }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "`dispatch` hands on an element type")]
 #[inline(always)]
 fn excite_set<S: Simd, E: Element>(
     weights: &Weights,

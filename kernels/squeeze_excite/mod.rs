@@ -23,7 +23,7 @@ pub use cpu::{Scratch, run};
 
 use crate::error::require;
 use crate::gather_gemm::Placement;
-use crate::mean_pool::{Mean, check_rows};
+use crate::mean_pool::{Mean, Shape, check_rows};
 use crate::{Buffer, Channels, Element, Error, Result, Rows};
 
 /// The two layers of a weights.
@@ -46,7 +46,6 @@ pub struct WeightsSpec<'a> {
 /// The two layers, ready to be multiplied with: both layers `[c][q]`, rows padded to whole vectors.
 pub struct Weights {
     c: usize,
-    q: usize,
     /// `q`, rounded up.
     stride: usize,
     fc1: Buffer<f32>,
@@ -87,7 +86,6 @@ impl Weights {
         let buffer = |len| Buffer::zeroed(len, "squeeze-excitation weights");
         let mut weights = Self {
             c,
-            q,
             stride,
             fc1: buffer(c * stride)?,
             bias1: buffer(stride)?,
@@ -142,9 +140,8 @@ impl<E: Element> SqueezeExcite<'_, [E]> {
             });
         }
         check_rows(op, (self.rows, self.channels), self.data, self.data_rows, self.mean)?;
-        let shape = format_args!("batch {}, {} → {} channels", self.rows.batch(), weights.c, weights.q);
         let need = [self.rows.batch(), weights.c.max(weights.stride), size_of::<f32>()];
-        require(op, "address space", isize::MAX as usize, &need, &shape)
+        require(op, "address space", isize::MAX as usize, &need, &Shape(self.rows, self.channels))
     }
 }
 

@@ -39,6 +39,7 @@ mod parameters;
 mod spec;
 mod stage;
 mod validate;
+pub mod zoo;
 
 pub use config::*;
 pub use error::Error;

@@ -1,14 +1,14 @@
 //! Writing safetensors, all or nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
 use serde_json::json;
 
 use super::dtype::DType;
 use super::error::{ErrorKind, Result, quote};
+use crate::files::write_atomically;
 
 /// The elements of a tensor to write, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ impl TensorData<'_> {
         }
     }
 
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::F32(x) => x.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
             Self::F64(x) => x.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
@@ -73,7 +73,11 @@ pub fn write_safetensors(
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     let (header, ordered) = header(tensors, metadata).map_err(|kind| kind.at(path))?;
-    write_file(path, &header, &ordered).map_err(|error| ErrorKind::Io(error).at(path))
+    write_atomically(path, |out| {
+        out.write_all(&header)?;
+        ordered.iter().try_for_each(|tensor| tensor.data.write(out))
+    })
+    .map_err(|error| ErrorKind::Io(error).at(path))
 }
 
 /// The header with its length in front, and the tensors in the order it lists them.
@@ -114,60 +118,4 @@ fn header<'a>(
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);
     Ok((header, ordered.into_iter().map(|(_, tensor)| tensor).collect()))
-}
-
-fn write_file(path: &Path, header: &[u8], tensors: &[&TensorOut<'_>]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let (file, temporary) = Temporary::create(directory, path)?;
-    let mut out = BufWriter::with_capacity(1 << 18, file);
-    out.write_all(header)?;
-    for tensor in tensors {
-        tensor.data.write(&mut out)?;
-    }
-    out.into_inner()?.sync_all()?;
-    temporary.persist(path)?;
-    // The rename itself reaches the disk with the directory; not every file system can sync one.
-    if let Ok(directory) = File::open(directory) {
-        let _ = directory.sync_all();
-    }
-    Ok(())
-}
-
-/// A file that is removed again unless it is given its final name.
-struct Temporary(Option<PathBuf>);
-
-impl Temporary {
-    fn create(directory: &Path, target: &Path) -> io::Result<(File, Self)> {
-        let name = target.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        for attempt in 0.. {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
-            let path = directory.join(hidden);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok((file, Self(Some(path)))),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        unreachable!("the last attempt returns")
-    }
-
-    fn persist(mut self, target: &Path) -> io::Result<()> {
-        let path = self.0.as_ref().expect("set until persisted or dropped");
-        fs::rename(path, target)?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_file(path);
-        }
-    }
 }

@@ -23,6 +23,8 @@ use std::time::Instant;
 
 /// What stays the same from block to block of one inference.
 pub(super) struct Run<'a> {
+    /// Number of the first sample, and how many.
+    pub(super) first: usize,
     pub(super) batch: usize,
     pub(super) policy: &'a dyn Policy,
     /// Whether to read the clock.
@@ -72,7 +74,7 @@ fn decide<B: Backend>(
     trace: &mut BlockTrace,
 ) -> Result<()> {
     let batch = run.batch;
-    let units = |kind, per_sample| Units { block: index, kind, batch, per_sample };
+    let units = |kind, per_sample| Units { block: index, kind, first: run.first, batch, per_sample };
     let count =
         |keep: &[bool]| Count { active: keep.iter().filter(|keep| **keep).count(), total: keep.len() };
     lists.all_input.set_all(batch, block.input.pixels());
@@ -198,13 +200,9 @@ fn grow(input: &mut BitMap, active: &BitMap, geometry: &laud_kernels::ConvGeomet
 
 /// Multiply-accumulates of the block as listed, and with everything active.
 fn count_macs<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: &mut BlockTrace) {
-    let whole = |conv: &Conv<B>| {
-        let g = &conv.geometry;
-        (g.output.pixels() * g.weights()) as u64
-    };
     for (i, conv) in block.convs.iter().enumerate() {
         let g = &conv.geometry;
-        trace.dense_macs += batch as u64 * whole(conv);
+        trace.dense_macs += (batch * conv.macs()) as u64;
         if trace.patches.active == 0 {
             continue;
         }
@@ -225,8 +223,8 @@ fn count_macs<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: 
         }
     }
     if let PreparedShortcut::Projection(conv) = &block.shortcut {
-        trace.macs += batch as u64 * whole(conv);
-        trace.dense_macs += batch as u64 * whole(conv);
+        trace.macs += (batch * conv.macs()) as u64;
+        trace.dense_macs += (batch * conv.macs()) as u64;
     }
 }
 

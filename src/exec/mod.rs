@@ -14,7 +14,7 @@ pub use trace::{BlockTrace, Count, Trace};
 
 use crate::gate::Policy;
 use crate::plan::ExecutionPlan;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use laud_kernels::gather_gemm::Placement;
 use laud_kernels::layout::FromNchw;
 use laud_kernels::max_pool::MaxPool;
@@ -22,6 +22,7 @@ use laud_kernels::mean_pool::{Mean, MeanPool};
 use laud_kernels::{ActiveSet, Backend, Extent};
 use laud_models::NetSpec;
 use network::{Conv, Network};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use workspace::Workspace;
@@ -147,16 +148,23 @@ impl<B: Backend> Runnable for Executor<B> {
         // Lists of active pixels count in u32, and no map is larger than the image with its border.
         let most = u32::MAX as usize / self.network.stem.geometry.input.pixels();
         ensure!(batch <= most, "a batch of {batch} images; {most} are the most at once");
-        if let Some(at) = images.iter().position(|value| !value.is_finite()) {
-            bail!("value {at} of the images is {}; inputs must be finite", images[at]);
-        }
         output.prepare(&self.network, request);
-        let mut workspace = self.workspace(batch)?;
+        let at_once = batch.min(self.network.samples_at_once());
+        let mut workspace = self.workspace(at_once)?;
         let Workspace { scratch, image, stream, branch, lists, .. } = &mut *workspace;
-        let memory = Memory { image, stream, branch, lists };
         let program = |queue: &mut B::Queue<'_>| {
-            Program::<B> { spec: &self.spec, network: &self.network, plan: &self.plan, policy, request }
-                .run(queue, memory, output)
+            for first in (0..batch).step_by(at_once) {
+                let samples = first..batch.min(first + at_once);
+                let memory = Memory {
+                    image: &mut *image,
+                    stream: &mut *stream,
+                    branch: &mut *branch,
+                    lists: &mut *lists,
+                };
+                Program::<B> { network: &self.network, plan: &self.plan, policy, request, samples }
+                    .run(queue, memory, output)?;
+            }
+            Ok(())
         };
         let outcome = self.backend.run(scratch, program);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
@@ -172,19 +180,21 @@ struct Memory<'a, B: Backend> {
     lists: &'a mut workspace::Lists,
 }
 
-/// One inference from the top.
+/// Some samples of an inference from the top.
 struct Program<'a, B: Backend> {
-    spec: &'a NetSpec,
     network: &'a Network<B>,
     plan: &'a ExecutionPlan,
     policy: &'a dyn Policy,
     request: Request<'a>,
+    samples: Range<usize>,
 }
 
 impl<B: Backend> Program<'_, B> {
     fn run(&self, queue: &mut B::Queue<'_>, memory: Memory<'_, B>, output: &mut Output) -> Result<()> {
         let Memory { image, stream, branch, lists } = memory;
-        let Request { batch, timed, .. } = self.request;
+        let Request { timed, .. } = self.request;
+        let Range { start: first, .. } = self.samples;
+        let batch = self.samples.len();
         let mut clock = Instant::now();
         let mut lap = || {
             let passed = clock.elapsed().as_nanos() as u64;
@@ -192,25 +202,28 @@ impl<B: Backend> Program<'_, B> {
             if timed { passed } else { 0 }
         };
         self.stem(queue, image, stream, lists).context("stem")?;
-        output.trace.stem_ns = lap();
-        let context = block::Run { batch, policy: self.policy, timed };
+        output.trace.stem_ns += lap();
+        let context = block::Run { first, batch, policy: self.policy, timed };
         let mut stage = 0;
         for (i, (block, plan)) in self.network.blocks.iter().zip(&self.plan.blocks).enumerate() {
             let entry = block::run(queue, &context, (i, block), plan.dense_above, stream, branch, lists);
-            output.trace.blocks[i] = entry.with_context(|| format!("block {}", block.name))?;
+            output.trace.blocks[i].add(&entry.with_context(|| format!("block {}", block.name))?);
             if self.request.masks {
-                output.masks[i].fill(block, batch, lists);
+                output.masks[i].extend(block, batch, lists);
             }
             let ends_stage = self.network.blocks.get(i + 1).is_none_or(|next| next.stage != block.stage);
             if self.request.features && ends_stage {
-                let values = &mut output.features[stage].values;
+                let sample = block.output.pixels() * block.c_out();
+                let values = &mut output.features[stage].values[first * sample..][..batch * sample];
                 B::to_nchw(queue, batch, block.output, block.c_out(), &stream[0], values)?;
                 stage += 1;
             }
         }
         lap();
-        self.head(queue, stream, lists, &mut output.logits).context("head")?;
-        output.trace.head_ns = lap();
+        let classes = self.network.classifier.c_out();
+        let logits = &mut output.logits[first * classes..][..batch * classes];
+        self.head(queue, stream, lists, logits).context("head")?;
+        output.trace.head_ns += lap();
         Ok(())
     }
 
@@ -221,9 +234,10 @@ impl<B: Backend> Program<'_, B> {
         stream: &mut [B::Buffer; 2],
         lists: &mut workspace::Lists,
     ) -> Result<()> {
-        let Request { images, batch, .. } = self.request;
         let Network { stem, border, image: size, pool, .. } = self.network;
         let geometry = &stem.geometry;
+        let (batch, values) = (self.samples.len(), geometry.c_in * size.pixels());
+        let images = &self.request.images[self.samples.start * values..self.samples.end * values];
         let call = FromNchw {
             batch,
             c: geometry.c_in,
@@ -250,7 +264,7 @@ impl<B: Backend> Program<'_, B> {
         lists: &mut workspace::Lists,
         logits: &mut [f32],
     ) -> Result<()> {
-        let batch = self.request.batch;
+        let batch = self.samples.len();
         let [input, output] = stream;
         let mut map =
             self.network.blocks.last().map_or(self.network.stem.geometry.output, |block| block.output);
@@ -308,11 +322,12 @@ impl Output {
         self.logits.clear();
         self.logits.resize(batch * network.classifier.c_out(), 0.0);
         self.trace.batch = batch;
+        (self.trace.stem_ns, self.trace.head_ns) = (0, 0);
+        self.trace.blocks.clear();
         self.trace.blocks.resize(network.blocks.len(), BlockTrace::default());
-        let macs = |conv: &Conv<B>| (batch * conv.geometry.output.pixels() * conv.geometry.weights()) as u64;
-        self.trace.stem_macs = macs(&network.stem);
-        let head = network.head.as_ref().map_or(0, macs);
-        self.trace.head_macs = head + (batch * network.classifier.weight.len()) as u64;
+        let head = network.head.as_ref().map_or(0, Conv::macs) + network.classifier.weight.len();
+        self.trace.stem_macs = (batch * network.stem.macs()) as u64;
+        self.trace.head_macs = (batch * head) as u64;
         let ends =
             |i: usize| network.blocks.get(i + 1).is_none_or(|next| next.stage != network.blocks[i].stage);
         let mut stage = 0;
@@ -329,16 +344,19 @@ impl Output {
         }
         self.features.truncate(stage);
         self.masks.resize(if masks { network.blocks.len() } else { 0 }, BlockMasks::default());
+        for BlockMasks { patches, channel_groups } in &mut self.masks {
+            patches.clear();
+            channel_groups.clear();
+        }
     }
 }
 
 impl BlockMasks {
-    fn fill<B: Backend>(&mut self, block: &network::Block<B>, batch: usize, lists: &workspace::Lists) {
+    /// Adds the decisions about further samples.
+    fn extend<B: Backend>(&mut self, block: &network::Block<B>, batch: usize, lists: &workspace::Lists) {
         let cells = block.patch_gate.as_ref().map_or(0, |gate| gate.grid.pixels());
         let groups = block.channel_gate.as_ref().map_or(0, |gate| gate.groups);
-        self.patches.clear();
         self.patches.extend_from_slice(&lists.keep_patches[..batch * cells]);
-        self.channel_groups.clear();
         self.channel_groups.extend_from_slice(&lists.keep_channels[..batch * groups]);
     }
 }

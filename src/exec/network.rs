@@ -65,6 +65,13 @@ pub(super) struct ChannelGate<B: Backend> {
     pub(super) group_size: usize,
 }
 
+impl<B: Backend> Conv<B> {
+    /// Multiply-accumulates of one sample with everything active.
+    pub(super) fn macs(&self) -> usize {
+        self.geometry.output.pixels() * self.geometry.weights()
+    }
+}
+
 impl<B: Backend> Block<B> {
     pub(super) fn c_in(&self) -> usize {
         self.convs[0].geometry.c_in
@@ -80,7 +87,19 @@ impl<B: Backend> Block<B> {
     }
 }
 
+/// Bytes of the largest feature map of the samples that run together. More samples amortise the weights better, until
+/// their maps no longer stay in the caches between two convolutions.
+const AT_ONCE_BYTES: usize = 2 << 20;
+
 impl<B: Backend> Network<B> {
+    /// How many samples to take through the network together.
+    pub(super) fn samples_at_once(&self) -> usize {
+        let bytes = |map: Extent, c: usize| map.pixels() * c * size_of::<B::Elem>();
+        let convs = self.blocks.iter().flat_map(|block| &block.convs).chain([&self.stem]);
+        let largest = convs.map(|conv| bytes(conv.geometry.output, conv.geometry.c_out)).max();
+        (AT_ONCE_BYTES / largest.unwrap_or(1).max(1)).max(1)
+    }
+
     /// Reads, folds and packs every tensor, one at a time.
     pub(super) fn prepare(spec: &NetSpec, backend: &B, weights: &dyn Weights) -> Result<Self> {
         let Padding { top, left, bottom, right } = spec.stem.conv.pad;

@@ -50,7 +50,26 @@ pub struct Count {
     pub total: usize,
 }
 
+impl BlockTrace {
+    /// Adds what further samples took.
+    pub(super) fn add(&mut self, other: &BlockTrace) {
+        self.patches.add(other.patches);
+        self.channel_groups.add(other.channel_groups);
+        self.macs += other.macs;
+        self.dense_macs += other.dense_macs;
+        self.gathered |= other.gathered;
+        self.gate_ns += other.gate_ns;
+        self.compact_ns += other.compact_ns;
+        self.compute_ns += other.compute_ns;
+    }
+}
+
 impl Count {
+    fn add(&mut self, other: Count) {
+        self.active += other.active;
+        self.total += other.total;
+    }
+
     /// `active / total`; 1 of nothing.
     pub fn density(self) -> f64 {
         if self.total == 0 { 1.0 } else { self.active as f64 / self.total as f64 }

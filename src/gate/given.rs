@@ -17,6 +17,10 @@ struct BlockDecisions {
     channels: Option<Vec<bool>>,
 }
 
+/// Recorded decisions of one block: patches `[samples, cells]` and channel groups `[samples, groups]`, each where the
+/// block has such a gate.
+pub type Recorded = (Option<Vec<bool>>, Option<Vec<bool>>);
+
 /// How forced patches lie on the map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pattern {
@@ -32,7 +36,7 @@ impl Given {
     ///
     /// # Errors
     /// When a block's decisions are missing, of a gate it does not have, or not a whole number of samples.
-    pub fn recorded(spec: &NetSpec, decisions: Vec<(Option<Vec<bool>>, Option<Vec<bool>>)>) -> Result<Self> {
+    pub fn recorded(spec: &NetSpec, decisions: Vec<Recorded>) -> Result<Self> {
         ensure!(
             decisions.len() == spec.blocks.len(),
             "decisions of {} blocks for the {} blocks of {}",
@@ -113,9 +117,9 @@ impl Policy for Given {
             UnitKind::ChannelGroup => &block.channels,
         };
         let given = given.as_ref().expect("a gate that the specification has");
-        for (keep, given) in keep.chunks_mut(given.len()).zip(std::iter::repeat(given)) {
-            keep.copy_from_slice(&given[..keep.len()]);
-        }
+        let from = units.first * units.per_sample % given.len();
+        let repeated = given[from..].iter().chain(given.iter().cycle());
+        keep.iter_mut().zip(repeated).for_each(|(keep, given)| *keep = *given);
     }
 }
 

@@ -6,7 +6,7 @@
 
 mod given;
 
-pub use given::{Given, Pattern};
+pub use given::{Given, Pattern, Recorded};
 
 /// What a policy decides about in one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Units {
     pub block: usize,
     /// Whether units are patches or channel groups.
     pub kind: UnitKind,
+    /// The first sample's number in the inference: large batches are run a few samples at a time.
+    pub first: usize,
     /// Samples.
     pub batch: usize,
     /// Units of one sample.
@@ -30,7 +32,7 @@ pub enum UnitKind {
     ChannelGroup,
 }
 
-/// Turns margins into decisions. Called once per gate and inference, on the leading thread.
+/// Turns margins into decisions. Called for every gate and every few samples, on the leading thread.
 pub trait Policy: Send + Sync {
     /// Name shown to users.
     fn name(&self) -> &str;

@@ -1,17 +1,21 @@
-//! Pictures of what a network decided.
+//! What a network decided and how long it took, for people: pictures and trace files.
 
 pub mod overlay;
 pub mod sheet;
 mod text;
+mod trace;
 
 pub use overlay::{KeepGrid, overlay};
 pub use sheet::{BlockView, Sheet};
+pub use trace::chrome_events;
 
+use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::{ImageFormat, Rgb};
 
+use crate::files::write_atomically;
 use crate::vision::RgbImage;
 
 /// What is active, in every picture.
@@ -23,12 +27,14 @@ const IDLE: Rgb<u8> = Rgb([52, 57, 70]);
 /// Behind everything, and what skipped patches fade to.
 const GROUND: Rgb<u8> = Rgb([17, 19, 26]);
 
-/// Writes a picture as PNG.
+/// Writes a picture as PNG, all or nothing.
 ///
 /// # Errors
 /// The file cannot be written; the message names it.
 pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
-    picture.save_with_format(path, ImageFormat::Png).with_context(|| path.display().to_string())
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).with_context(|| path.display().to_string())?;
+    write_atomically(path, |out| out.write_all(png.get_ref())).with_context(|| path.display().to_string())
 }
 
 /// `a` and `b` mixed; `share` of `b` in `0..=256`.

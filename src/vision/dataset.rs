@@ -71,6 +71,16 @@ impl Dataset {
         Ok(Self { path: path.to_owned(), source, labels })
     }
 
+    /// Takes CIFAR-10 binary records that lie in memory; `name` stands for their path in messages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn cifar10(name: &str, records: Vec<u8>) -> Result<Self> {
+        let (source, labels) = cifar_index(records).context(name.to_owned())?;
+        ensure!(!labels.is_empty(), "{name}: no images");
+        Ok(Self { path: name.into(), source, labels })
+    }
+
     /// Images in the set, at least one.
     #[expect(clippy::len_without_is_empty, reason = "a set is never empty")]
     pub fn len(&self) -> usize {

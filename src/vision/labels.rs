@@ -2,12 +2,11 @@
 
 use std::sync::LazyLock;
 
-const IMAGENET_TSV: &str = include_str!("../../models/zoo/labels/imagenet.tsv");
-const CIFAR10_TXT: &str = include_str!("../../models/zoo/labels/cifar10.txt");
+use laud_models::zoo::{CIFAR10_LABELS, IMAGENET_LABELS};
 
 static IMAGENET: LazyLock<(Vec<&str>, Vec<&str>)> =
-    LazyLock::new(|| IMAGENET_TSV.lines().filter_map(|line| line.split_once('\t')).unzip());
-static CIFAR10: LazyLock<Vec<&str>> = LazyLock::new(|| CIFAR10_TXT.lines().collect());
+    LazyLock::new(|| IMAGENET_LABELS.lines().filter_map(|line| line.split_once('\t')).unzip());
+static CIFAR10: LazyLock<Vec<&str>> = LazyLock::new(|| CIFAR10_LABELS.lines().collect());
 
 /// A set of class names; a class is its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

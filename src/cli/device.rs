@@ -1,0 +1,84 @@
+//! `--device`, `--threads`, `--dtype`, `--isa`, `--plan`.
+
+use super::model::Model;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use laud::plan::ExecutionPlan;
+use laud::{Device, Element, Session};
+use laud_models::NetSpec;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct DeviceArgs {
+    /// Where to run: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Device,
+    /// Threads of an inference [default: the cores at hand]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// What activations and weights are stored as: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    dtype: Element,
+    /// Instruction set: avx512, avx2, neon or portable [default: the widest]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// How to run each block: a plan as JSON [default: gather wherever something is skipped]
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+}
+
+/// Makes sessions that share one pool of threads.
+pub(super) struct Builder<'a> {
+    args: &'a DeviceArgs,
+    plan: Option<ExecutionPlan>,
+    /// `None` for a single thread.
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl DeviceArgs {
+    pub(super) fn builder(&self) -> Result<Builder<'_>> {
+        if let Device::Cuda(number) = self.device {
+            bail!("--device cuda:{number}: this build has no CUDA backend; use cpu or auto");
+        }
+        let plan = self.plan.as_deref().map(ExecutionPlan::load).transpose()?;
+        let threads = self
+            .threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+        let name = |i| format!("laud-{i}");
+        let pool = (threads > 1)
+            .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build());
+        let pool = pool.transpose().context("cannot start threads")?.map(Arc::new);
+        Ok(Builder { args: self, plan, pool })
+    }
+}
+
+impl Builder<'_> {
+    /// A session for `model`.
+    pub(super) fn session(&self, model: &Model) -> Result<Session> {
+        self.build(model, model.spec.clone(), self.plan.clone())
+    }
+
+    /// A session for the same weights without any gate: what a dynamic network is compared with.
+    pub(super) fn static_session(&self, model: &Model) -> Result<Session> {
+        self.build(model, model.spec.without_gates(), None)
+    }
+
+    fn build(&self, model: &Model, spec: NetSpec, plan: Option<ExecutionPlan>) -> Result<Session> {
+        let mut builder = Session::builder(spec).device(self.args.device.clone()).element(self.args.dtype);
+        builder = match &self.pool {
+            Some(pool) => builder.pool(pool.clone()),
+            None => builder.threads(1),
+        };
+        if let Some(isa) = &self.args.isa {
+            builder = builder.isa(isa);
+        }
+        if let Some(plan) = plan {
+            let file = self.args.plan.as_deref().unwrap_or(std::path::Path::new("plan"));
+            plan.check(&model.spec).with_context(|| file.display().to_string())?;
+            builder = builder.plan(plan);
+        }
+        builder.build(&*model.weights()?).with_context(|| model.label.clone())
+    }
+}

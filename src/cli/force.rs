@@ -1,0 +1,59 @@
+//! `--density`, `--pattern`, `--seed`: decisions that are forced instead of learned.
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use laud::gate::{Given, Learned, Pattern, Policy};
+use laud_models::NetSpec;
+
+#[derive(Args)]
+#[command(next_help_heading = "Forced decisions")]
+pub(super) struct ForceArgs {
+    /// Force this share of every gate's units, 0..=1; a static network gets untrained gates for it
+    #[arg(long, value_name = "D", value_delimiter = ',', value_parser = super::parse::density)]
+    pub(super) density: Vec<f64>,
+    /// How forced patches lie on the map
+    #[arg(long, value_name = "PATTERN", default_value = "clustered", requires = "density")]
+    pattern: PatternArg,
+    /// Seed of forced decisions, random weights and random images
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PatternArg {
+    /// In a few blobs, as learned masks do
+    Clustered,
+    /// Independently of each other
+    Scattered,
+}
+
+impl ForceArgs {
+    /// Decisions at `density`, or the learned ones.
+    pub(super) fn policy(
+        &self,
+        spec: &NetSpec,
+        samples: usize,
+        density: Option<f64>,
+    ) -> Result<Box<dyn Policy>> {
+        let Some(density) = density else { return Ok(Box::new(Learned)) };
+        let pattern = match self.pattern {
+            PatternArg::Clustered => Pattern::Clustered,
+            PatternArg::Scattered => Pattern::Scattered,
+        };
+        Ok(Box::new(Given::forced(spec, samples, density, pattern, self.seed)?))
+    }
+
+    /// `clustered` or `scattered`.
+    pub(super) fn pattern(&self) -> &'static str {
+        match self.pattern {
+            PatternArg::Clustered => "clustered",
+            PatternArg::Scattered => "scattered",
+        }
+    }
+
+    /// The one density, for commands that take no list.
+    pub(super) fn single(&self) -> Result<Option<f64>> {
+        anyhow::ensure!(self.density.len() <= 1, "--density: give one; only bench takes a list");
+        Ok(self.density.first().copied())
+    }
+}
