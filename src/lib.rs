@@ -9,8 +9,8 @@
 //!
 //! 1. [`checkpoint`] opens weights, safetensors or PyTorch, without trusting them; [`zoo`] has two trained networks.
 //! 2. A [`NetSpec`](models::NetSpec) says what the network is. It is built from a
-//!    [`NetConfig`](models::NetConfig), which a checkpoint's metadata states, a user writes, or
-//!    [`infer`](models::infer()) reads off the tensors' shapes.
+//!    [`NetConfig`](models::NetConfig), which a user writes or [`infer`](models::infer()) reads off the tensors' shapes; what
+//!    shapes cannot tell, a checkpoint's metadata or the user states.
 //! 3. [`Session`] joins specification, weights and device: reads every weight once, folds BatchNorm, packs.
 //! 4. [`vision`] decodes photographs and prepares them as the weights expect; [`Session::infer`] runs them.
 //! 5. [`Output`] has the logits. [`Session::infer_into`] writes into an output that is used again, and a
@@ -27,13 +27,15 @@
 //! # What is on this photograph?
 //!
 //! ```
-//! use laud::models::NetConfig;
+//! use laud::models::{NetConfig, infer};
 //! use laud::vision::{Labels, Preprocess};
 //! use laud::{CheckpointWeights, Session, zoo};
 //!
 //! let checkpoint = zoo::load("mobilenet_v2")?;
-//! let spec = NetConfig::from_json(&checkpoint.metadata()["config"])?.build()?;
-//! let session = Session::builder(spec).build(&CheckpointWeights::new(&checkpoint))?;
+//! let weights = CheckpointWeights::new(&checkpoint);
+//! let stated = NetConfig::from_json(&checkpoint.metadata()["config"])?;
+//! let spec = infer(&weights.shapes(), &stated)?.build()?;
+//! let session = Session::builder(spec).build(&weights)?;
 //!
 //! let photos = zoo::photos()?;
 //! let (_, zebra) = photos.iter().find(|(name, _)| name == "zebra.jpg").expect("one of the photographs");
