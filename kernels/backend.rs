@@ -44,6 +44,13 @@ pub trait Backend: Send + Sync + 'static {
     fn scratch(&self) -> Result<Self::Scratch>;
     /// Makes `scratch` large enough for calls with `filter`; `channels`: also with only some channels active.
     fn reserve(&self, scratch: &mut Self::Scratch, filter: &Self::Filter, channels: bool) -> Result<()>;
+    /// The same for calls with the squeeze-excitation `weights` on up to `batch` samples.
+    fn reserve_squeeze_excite(
+        &self,
+        scratch: &mut Self::Scratch,
+        weights: &Self::SqueezeExcite,
+        batch: usize,
+    ) -> Result<()>;
     /// Runs one inference: `program` issues operations to the queue and sees them in order.
     fn run<R: Send>(
         &self,

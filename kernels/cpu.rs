@@ -85,6 +85,15 @@ impl<E: Element> Backend for Cpu<E> {
         scratch.gemm.iter_mut().try_for_each(|scratch| scratch.reserve(filter, channels))
     }
 
+    fn reserve_squeeze_excite(
+        &self,
+        scratch: &mut CpuScratch<E>,
+        weights: &Weights,
+        batch: usize,
+    ) -> Result<()> {
+        scratch.squeeze.reserve(weights, batch)
+    }
+
     fn run<R: Send>(
         &self,
         scratch: &mut CpuScratch<E>,

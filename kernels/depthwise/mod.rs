@@ -134,7 +134,7 @@ impl<E: Element> Depthwise<'_, [E]> {
             let geometry = format!("{g}, active channels of {}", self.channels.total());
             return Err(Error::Geometry { op, why: "the active channels are of another layer", geometry });
         }
-        let shape = format!("{g}, batch {batch}");
+        let shape = format_args!("{g}, batch {batch}");
         require(op, "input", self.input.len(), &[batch, g.input.pixels(), g.c_in], &shape)?;
         let rows = match self.output_rows {
             Placement::Natural => [batch, g.output.pixels(), g.c_out],

@@ -76,6 +76,9 @@ impl<B: Backend> Workspace<B> {
                 reserve(conv, false)?;
             }
         }
+        for (weights, _) in network.blocks.iter().filter_map(|block| block.squeeze.as_ref()) {
+            backend.reserve_squeeze_excite(&mut scratch, weights, batch)?;
+        }
         let lists = Lists {
             margins: vec![0.0; batch * sizes.units],
             keep_patches: vec![false; batch * sizes.units],
