@@ -23,6 +23,13 @@
 //! assert_eq!((skipped, full), (481_584_384.0, 4_091_045_120.0));
 //! # Ok::<(), laud_models::Error>(())
 //! ```
+//!
+//! # Letters and units
+//!
+//! `h`, `w` rows and columns of a map in pixels, `c` channels; `S` side of a patch in output pixels of its block, `G`
+//! consecutive channels of a group. A shape is that of the checkpoint's tensor, `[k, c, r, s]` for a convolution: output
+//! channel, input channel of the group, kernel row, kernel column. Costs are multiply-accumulates of one sample. A
+//! *density* is an active fraction, `0..=1`.
 #![forbid(unsafe_code)]
 
 mod config;

@@ -39,7 +39,7 @@ impl ExecutionPlan {
         Self { network: spec.name.clone(), blocks }
     }
 
-    /// Reads a plan written by [`save`](Self::save).
+    /// Reads a plan from a JSON file.
     ///
     /// # Errors
     /// When the file cannot be read or is not a plan.
