@@ -4,10 +4,12 @@
 //! `executor_fixtures` the executor against the official code ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
-//! `cli` the program from outside.
+//! `cli` the program from outside ·
+//! `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
+mod architecture;
 mod cli;
 mod compare;
 mod execute;
