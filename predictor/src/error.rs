@@ -82,6 +82,40 @@ pub enum Error {
         /// The tile sizes of that extent, ascending.
         expected: Vec<u32>,
     },
+    /// A workload or its measurement has an impossible number.
+    #[error("{field} = {value} is not {need}")]
+    Workload {
+        /// The field.
+        field: &'static str,
+        /// The rejected value.
+        value: f64,
+        /// What it must be.
+        need: &'static str,
+    },
+    /// A line of a CSV file is not one of its table.
+    #[error("{what}, line {line}{}: {reason}", column.as_ref().map(|c| format!(", column {c}")).unwrap_or_default())]
+    Csv {
+        /// The kind of table.
+        what: &'static str,
+        /// Line, from 1.
+        line: u64,
+        /// Column, where it is one that is wrong.
+        column: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is nothing, or too little, to fit.
+    #[error("cannot fit: {reason}")]
+    Fit {
+        /// What is missing.
+        reason: String,
+    },
+    /// A profile is not usable here.
+    #[error("profile: {reason}")]
+    Profile {
+        /// Why.
+        reason: String,
+    },
     /// JSON text does not describe the value that is read.
     #[error("cannot parse {what}")]
     Json {

@@ -35,7 +35,13 @@
 
 mod density;
 mod error;
+mod facts;
+pub mod learned;
+pub mod measurements;
 pub mod prior;
+pub mod profile;
+pub mod workload;
 
 pub use density::Density;
 pub use error::{Error, Result};
+pub use facts::{DeviceFacts, DeviceKind};
