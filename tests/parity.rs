@@ -82,8 +82,9 @@ struct Parity<'a> {
     spec: NetSpec,
     oracle: MaskedNetwork,
     images: Tensor,
-    /// f32 that gathers; f32 that computes every pixel; f32 on two threads; bf16. On each instruction set.
-    executors: Vec<[Session; 4]>,
+    /// f32 that gathers; f32 that computes every pixel; f32 that gathers squares of cells; f32 on two threads; bf16.
+    /// On each instruction set.
+    executors: Vec<[Session; 5]>,
 }
 
 impl<'a> Parity<'a> {
@@ -93,9 +94,12 @@ impl<'a> Parity<'a> {
             let sparse = session(&spec, &weights, |builder| builder.isa(isa).threads(1));
             let plan = ExecutionPlan::with_threshold(&spec, 0.0);
             let dense = session(&spec, &weights, |builder| builder.isa(isa).threads(1).plan(plan));
+            let mut plan = ExecutionPlan::sparse(&spec);
+            plan.blocks.iter_mut().zip([2, 3].into_iter().cycle()).for_each(|(b, side)| b.granularity = side);
+            let coarse = session(&spec, &weights, |builder| builder.isa(isa).threads(1).plan(plan));
             let pooled = session(&spec, &weights, |builder| builder.isa(isa).pool(pool.clone()));
             let bf16 = session(&spec, &weights, |builder| builder.isa(isa).threads(1).element(Element::Bf16));
-            [sparse, dense, pooled, bf16]
+            [sparse, dense, coarse, pooled, bf16]
         };
         Self {
             oracle: MaskedNetwork::new(&spec, &weights).unwrap(),
@@ -115,14 +119,14 @@ impl<'a> Parity<'a> {
         let masks = decisions(&self.spec, keep, 17);
         let expected = self.oracle.forward(&self.images, &Decisions::Given(&masks)).unwrap();
         let policy = recorded(&self.spec, &masks);
-        for [sparse, dense, pooled, bf16] in &self.executors {
+        for [sparse, dense, coarse, pooled, bf16] in &self.executors {
             let what = format!("{} keeping {keep:?} on {}", self.what, sparse.describe());
             let found = run(sparse, &self.images, Some(&policy));
             assert_eq!(found.masks, masks, "{what}");
             assert_same(&what, &found, &expected);
             self.check_macs(&what, &found);
             // What is computed for nothing and the number of threads change no bit.
-            for other in [dense, pooled] {
+            for other in [dense, coarse, pooled] {
                 let other = run(other, &self.images, Some(&policy));
                 assert_eq!(values(&found.logits), values(&other.logits), "{what}");
             }

@@ -10,6 +10,7 @@ use super::network::{Block, ChannelGate, Conv, ConvWeights, PreparedShortcut};
 use super::trace::{BlockTrace, Count};
 use super::workspace::Lists;
 use crate::gate::{Policy, UnitKind, Units};
+use crate::plan::{BlockPlan, Route};
 use anyhow::Result;
 use laud_kernels::compact::{BitMap, list_channels};
 use laud_kernels::depthwise::Depthwise;
@@ -17,7 +18,7 @@ use laud_kernels::gather_gemm::{GatherGemm, Placement};
 use laud_kernels::mean_pool::{Mean, MeanPool};
 use laud_kernels::shortcut::PadChannels;
 use laud_kernels::squeeze_excite::SqueezeExcite;
-use laud_kernels::{Act, ActiveSet, Backend, Channels, Rows};
+use laud_kernels::{Act, ActiveSet, Backend, Channels, Extent, Rows};
 use laud_models::SqueezePooling;
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ pub(super) fn run<B: Backend>(
     queue: &mut B::Queue<'_>,
     run: &Run<'_>,
     (index, block): (usize, &Block<B>),
-    dense_above: f32,
+    plan: &BlockPlan,
     stream: &mut [B::Buffer; 2],
     branch: &mut [B::Buffer; 2],
     lists: &mut Lists,
@@ -47,14 +48,14 @@ pub(super) fn run<B: Backend>(
     decide(queue, run, (index, block), &stream[0], branch, lists, &mut trace)?;
     trace.gate_ns = clock.lap();
 
-    compact(run.batch, block, dense_above, lists, &mut trace);
-    count_macs(run.batch, block, lists, &mut trace);
+    compact(run.batch, block, plan, lists, &mut trace);
+    count(run.batch, block, lists, &mut trace);
     trace.compact_ns = clock.lap();
 
     let skipped = trace.patches.active == 0;
     shortcut(queue, run.batch, block, stream, lists, &trace)?;
     if !skipped {
-        compute(queue, run.batch, block, stream, branch, lists, &trace)?;
+        compute(queue, block, plan.granularity, stream, branch, lists, &trace)?;
     }
     if !block.in_place() {
         stream.swap(0, 1);
@@ -142,14 +143,16 @@ fn channel_margins<B: Backend>(
 fn compact<B: Backend>(
     batch: usize,
     block: &Block<B>,
-    dense_above: f32,
+    plan: &BlockPlan,
     lists: &mut Lists,
     trace: &mut BlockTrace,
 ) {
-    let Lists { maps, rows, others, inner, .. } = lists;
+    let Lists { maps, rows, others, inner, coarse, .. } = lists;
     let last = block.convs.len() - 1;
     let kept = trace.patches;
-    trace.gathered = kept.active < kept.total && (kept.density() as f32) < dense_above;
+    trace.gathered = kept.active < kept.total
+        && plan.route == Route::Implicit
+        && (kept.density() as f32) < plan.dense_above;
     if kept.active == kept.total {
         for (conv, rows) in block.convs.iter().zip(rows) {
             rows.set_all(batch, conv.geometry.output.pixels());
@@ -161,6 +164,11 @@ fn compact<B: Backend>(
         if !block.in_place() {
             maps[last].list(true, others);
         }
+        if trace.gathered && plan.granularity > 1 {
+            let coarse = &mut coarse[..keep.len()];
+            coarsen(keep, gate.grid, plan.granularity, coarse);
+            maps[last].upsample(coarse, gate.grid, batch, block.output);
+        }
         // The official squeeze-excitation averages pixels that are not active too.
         let everywhere = matches!(block.squeeze, Some((_, SqueezePooling::Dense)));
         for i in (0..last).rev() {
@@ -171,7 +179,7 @@ fn compact<B: Backend>(
             }
             let (before, after) = maps.split_at_mut(i + 1);
             grow(&mut before[i], &after[0], geometry);
-            if geometry.is_pointwise() {
+            if geometry.is_pointwise() && (i + 1 < last || plan.granularity == 1) {
                 let (before, after) = rows.split_at_mut(i + 1);
                 before[i].copy_from(&after[0]);
             } else {
@@ -194,18 +202,33 @@ fn compact<B: Backend>(
     }
 }
 
+/// Keeps every cell of a square of `side` cells of which any is kept.
+fn coarsen(keep: &[bool], grid: Extent, side: usize, coarse: &mut [bool]) {
+    coarse.fill(false);
+    for (sample, coarse) in keep.chunks_exact(grid.pixels()).zip(coarse.chunks_exact_mut(grid.pixels())) {
+        for (cell, _) in sample.iter().enumerate().filter(|(_, keep)| **keep) {
+            let first = |at: usize| at / side * side;
+            let (y, x) = (first(cell / grid.w), first(cell % grid.w));
+            for y in y..grid.h.min(y + side) {
+                coarse[y * grid.w + x..y * grid.w + grid.w.min(x + side)].fill(true);
+            }
+        }
+    }
+}
+
 fn grow(input: &mut BitMap, active: &BitMap, geometry: &laud_kernels::ConvGeometry) {
     if geometry.is_pointwise() { input.copy_from(active) } else { input.grow(active, geometry) }
 }
 
-/// Multiply-accumulates of the block as listed, and with everything active.
-fn count_macs<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: &mut BlockTrace) {
+/// Rows and multiply-accumulates of the block as listed, and the latter with everything active.
+fn count<B: Backend>(batch: usize, block: &Block<B>, lists: &Lists, trace: &mut BlockTrace) {
     for (i, conv) in block.convs.iter().enumerate() {
         let g = &conv.geometry;
         trace.dense_macs += (batch * conv.macs()) as u64;
         if trace.patches.active == 0 {
             continue;
         }
+        trace.rows[i] = lists.rows[i].len() as u64;
         for n in 0..batch {
             let active = |total: usize, gated: bool| match gated && block.channel_gate.is_some() {
                 true => (lists.inner.count(n), lists.inner.sample(n)),
@@ -294,8 +317,8 @@ fn shortcut<B: Backend>(
 /// The branch, for what is listed.
 fn compute<B: Backend>(
     queue: &mut B::Queue<'_>,
-    batch: usize,
     block: &Block<B>,
+    granularity: usize,
     stream: &mut [B::Buffer; 2],
     branch: &mut [B::Buffer; 2],
     lists: &mut Lists,
@@ -341,11 +364,10 @@ fn compute<B: Backend>(
         input_rows = output_rows;
         if let Some((weights, pooling)) = block.squeeze.as_ref().filter(|_| i + 1 == last) {
             let patches_all = trace.patches.active == trace.patches.total;
+            let exact = trace.gathered && granularity == 1;
             let (rows, mean) = match pooling {
                 SqueezePooling::Dense if !patches_all => (&lists.rows[last], Mean::AllPixels),
-                SqueezePooling::Active if !trace.gathered && !patches_all => {
-                    (&lists.rows[last], Mean::Active)
-                }
+                SqueezePooling::Active if !exact && !patches_all => (&lists.rows[last], Mean::Active),
                 _ => (rows, Mean::Active),
             };
             let data = &mut branch[i % 2];
@@ -357,7 +379,6 @@ fn compute<B: Backend>(
             )?;
         }
     }
-    let _ = batch;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ mod trace;
 mod workspace;
 
 pub use fold::Weights;
-pub use trace::{BlockTrace, Count, Trace};
+pub use trace::{BlockTrace, Count, MAX_CONVS, Trace};
 
 use crate::gate::Policy;
 use crate::plan::ExecutionPlan;
@@ -206,7 +206,7 @@ impl<B: Backend> Program<'_, B> {
         let context = block::Run { first, batch, policy: self.policy, timed };
         let mut stage = 0;
         for (i, (block, plan)) in self.network.blocks.iter().zip(&self.plan.blocks).enumerate() {
-            let entry = block::run(queue, &context, (i, block), plan.dense_above, stream, branch, lists);
+            let entry = block::run(queue, &context, (i, block), plan, stream, branch, lists);
             output.trace.blocks[i].add(&entry.with_context(|| format!("block {}", block.name))?);
             if self.request.masks {
                 output.masks[i].extend(block, batch, lists);

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+/// Longest branch of any family, convolutions.
+pub const MAX_CONVS: usize = 3;
+
 /// Record of one inference.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Trace {
@@ -26,6 +29,8 @@ pub struct BlockTrace {
     pub patches: Count,
     /// Channel groups that were kept, over the batch.
     pub channel_groups: Count,
+    /// Output pixels that each convolution of the branch computed, over the batch.
+    pub rows: [u64; MAX_CONVS],
     /// Multiply-accumulates of the block's convolutions as executed, the halo included, over the batch. Gates are
     /// not counted, as in the literature.
     pub macs: u64,
@@ -55,6 +60,7 @@ impl BlockTrace {
     pub(super) fn add(&mut self, other: &BlockTrace) {
         self.patches.add(other.patches);
         self.channel_groups.add(other.channel_groups);
+        self.rows.iter_mut().zip(other.rows).for_each(|(rows, other)| *rows += other);
         self.macs += other.macs;
         self.dense_macs += other.dense_macs;
         self.gathered |= other.gathered;

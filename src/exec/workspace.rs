@@ -1,6 +1,7 @@
 //! Memory of one inference, made once and used again.
 
 use super::network::{Block, ConvWeights, Network, PreparedShortcut};
+use super::trace::MAX_CONVS;
 use anyhow::Result;
 use laud_kernels::compact::BitMap;
 use laud_kernels::{Backend, Channels, Extent, Rows};
@@ -24,6 +25,8 @@ pub(super) struct Lists {
     pub(super) margins: Vec<f32>,
     pub(super) keep_patches: Vec<bool>,
     pub(super) keep_channels: Vec<bool>,
+    /// Decisions about patches at the granularity of the plan.
+    pub(super) coarse: Vec<bool>,
     /// Means and hidden features of channel gates, and of the head.
     pub(super) features: [Vec<f32>; 2],
     /// Active output pixels of each convolution of the branch.
@@ -39,9 +42,6 @@ pub(super) struct Lists {
     /// Every channel, for operands that are not gated.
     pub(super) all_channels: [Channels; 2],
 }
-
-/// Longest branch of any family.
-pub(super) const MAX_CONVS: usize = 3;
 
 impl<B: Backend> Workspace<B> {
     /// Makes everything that inferences of up to `batch` samples need.
@@ -83,6 +83,7 @@ impl<B: Backend> Workspace<B> {
             margins: vec![0.0; batch * sizes.units],
             keep_patches: vec![false; batch * sizes.units],
             keep_channels: vec![false; batch * sizes.units],
+            coarse: vec![false; batch * sizes.units],
             features: std::array::from_fn(|_| vec![0.0; batch * features]),
             maps: std::array::from_fn(|_| BitMap::with_capacity(batch, sizes.largest)),
             rows: std::array::from_fn(|_| Rows::with_capacity(batch, sizes.largest.pixels())),

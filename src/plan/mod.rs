@@ -21,10 +21,34 @@ pub struct ExecutionPlan {
 pub struct BlockPlan {
     /// Block, as the network names it.
     pub block: String,
-    /// Density of patches, `0..=1`, from which on all convolutions but the last run on every pixel: gathering no
-    /// longer pays. Only the last one writes, so the result is the same.
+    /// How all convolutions but the last get their rows. Only the last one writes, so the result is the same.
+    #[serde(default)]
+    pub route: Route,
+    /// Side of the squares, in cells of the mask, that they are scheduled in: a square of which a cell is kept is
+    /// computed, the last convolution writes what is kept. 1 is the granularity of the mask.
+    #[serde(default = "one")]
+    pub granularity: usize,
+    /// Density of patches, `0..=1`, from which on they run on every pixel: gathering no longer pays.
     pub dense_above: f32,
 }
+
+/// How rows get to a convolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// Every pixel is computed.
+    Dense,
+    /// Active rows are gathered while their operands are loaded.
+    #[default]
+    Implicit,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// Larger squares than any map.
+const MAX_GRANULARITY: usize = 1 << 16;
 
 impl ExecutionPlan {
     /// Gathers as soon as anything is inactive.
@@ -34,9 +58,13 @@ impl ExecutionPlan {
 
     /// The same threshold for every block.
     pub fn with_threshold(spec: &NetSpec, dense_above: f32) -> Self {
-        let blocks =
-            spec.blocks.iter().map(|block| BlockPlan { block: block.name.clone(), dense_above }).collect();
-        Self { network: spec.name.clone(), blocks }
+        let block = |block: &laud_models::BlockSpec| BlockPlan {
+            block: block.name.clone(),
+            route: Route::Implicit,
+            granularity: 1,
+            dense_above,
+        };
+        Self { network: spec.name.clone(), blocks: spec.blocks.iter().map(block).collect() }
     }
 
     /// Reads a plan from a JSON file.
@@ -69,6 +97,12 @@ impl ExecutionPlan {
                 "{}: dense_above {} is not in 0..=1",
                 plan.block,
                 plan.dense_above
+            );
+            ensure!(
+                (1..=MAX_GRANULARITY).contains(&plan.granularity),
+                "{}: granularity {} is not in 1..={MAX_GRANULARITY}",
+                plan.block,
+                plan.granularity
             );
         }
         Ok(())
