@@ -78,6 +78,7 @@ mod backend;
 mod buffer;
 pub mod compact;
 mod cpu;
+pub mod cuda;
 pub mod depthwise;
 mod disjoint;
 mod element;

@@ -47,10 +47,11 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let test = name == "tests" || name.ends_with("_tests") || name == "testing";
-        if path.is_dir() && !test {
+        // Build scripts learn from the environment where they are.
+        let other = ["tests", "testing", "build"].contains(&name.as_str()) || name.ends_with("_tests");
+        if path.is_dir() && !other {
             collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !test {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !other {
             files.push(path);
         }
     }
