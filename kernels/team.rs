@@ -21,12 +21,29 @@ pub struct Team {
 struct Shared {
     /// Number of the open step, 0 while none is open; steps are numbered from 1.
     open: AtomicUsize,
-    next: AtomicUsize,
+    /// The next chunk of each share.
+    next: [Share; MOST_SHARES],
     /// Onlookers that may be reading `job`.
     inside: AtomicUsize,
     finished: AtomicBool,
-    job: UnsafeCell<Option<(Job<'static>, usize)>>,
+    job: UnsafeCell<Option<Step>>,
 }
+
+/// What the open step does.
+#[derive(Clone, Copy)]
+struct Step {
+    job: Job<'static>,
+    chunks: usize,
+    /// Parts the chunks are cut into, one for each worker to start with.
+    shares: usize,
+}
+
+/// Progress through a share, on a cache line of its own.
+#[repr(align(128))]
+struct Share(AtomicUsize);
+
+/// Shares that a step is cut into at most; more threads than this start on the same ones.
+const MOST_SHARES: usize = 32;
 
 // SAFETY: `job` is written by the leader only while no step is open and `inside` is zero, and read by onlookers only
 // between raising `inside` and lowering it, after seeing an open step.
@@ -40,7 +57,7 @@ impl Team {
     ) -> R {
         let shared = Shared {
             open: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            next: [const { Share(AtomicUsize::new(0)) }; MOST_SHARES],
             inside: AtomicUsize::new(0),
             finished: AtomicBool::new(false),
             job: UnsafeCell::new(None),
@@ -77,23 +94,35 @@ impl Team {
         // SAFETY: the lifetime is erased for as long as the step is open or an onlooker is inside; `Close` ends both
         // before this function returns or unwinds, and `task` outlives it.
         let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        let shares = self.threads.min(MOST_SHARES);
+        for (share, next) in shared.next[..shares].iter().enumerate() {
+            next.0.store(chunks * share / shares, Ordering::Relaxed);
+        }
         // SAFETY: no step is open and nobody is inside: the previous `Close` waited for that.
-        unsafe { *shared.job.get() = Some((job, chunks)) };
+        unsafe { *shared.job.get() = Some(Step { job, chunks, shares }) };
         shared.open.store(1, Ordering::SeqCst);
         let _close = Close(shared);
-        work(shared, job, chunks, 0);
+        work(shared, Step { job, chunks, shares }, 0);
     }
 }
 
-fn work(shared: &Shared, job: Job<'_>, chunks: usize, worker: usize) {
-    loop {
-        let chunk = shared.next.fetch_add(1, Ordering::Relaxed);
-        if chunk >= chunks {
-            return;
+/// Does the worker's own share, then what the others have left of theirs. The same worker meets the same part of the
+/// map step after step, which then is in its cache. False: there was nothing to do.
+fn work(shared: &Shared, step: Step, worker: usize) -> bool {
+    let mut any = false;
+    let Step { job, chunks, shares } = step;
+    for share in (0..shares).map(|i| (worker + i) % shares) {
+        let end = chunks * (share + 1) / shares;
+        let next = &shared.next[share].0;
+        while next.load(Ordering::Relaxed) < end {
+            let chunk = next.fetch_add(1, Ordering::Relaxed);
+            if chunk < end {
+                job(chunk, worker);
+                any = true;
+            }
         }
-        job(chunk, worker);
     }
+    any
 }
 
 /// Starts onlookers `worker..threads`, one of them on this thread.
@@ -137,12 +166,8 @@ fn help(shared: &Shared, worker: usize) -> bool {
         return false;
     }
     // SAFETY: `inside` was raised before the step was seen open, so the leader waits for us before touching `job`.
-    let Some((job, chunks)) = (unsafe { *shared.job.get() }) else { return false };
-    if shared.next.load(Ordering::Relaxed) >= chunks {
-        return false;
-    }
-    work(shared, job, chunks, worker);
-    true
+    let Some(step) = (unsafe { *shared.job.get() }) else { return false };
+    work(shared, step, worker)
 }
 
 /// Closes the step and waits until no onlooker is inside, also when the leader's task unwinds.

@@ -105,13 +105,13 @@ struct Job<'a> {
     blocks: usize,
     /// Panels, or runs of active columns as wide as one.
     columns: usize,
-    /// Of which one chunk does this many.
-    columns_per_chunk: usize,
+    /// Pieces these are cut into.
+    parts: usize,
 }
 
 impl Job<'_> {
     fn chunks(&self) -> usize {
-        self.blocks * self.columns.div_ceil(self.columns_per_chunk)
+        self.blocks * self.parts
     }
 }
 
@@ -158,7 +158,7 @@ pub fn run<E: Element>(
         for n in 0..jobs {
             let job = job(filter, call, threads, jobs, n);
             if chunk < job.chunks() {
-                return run_chunk(isa, threads, filter, call, &job, chunk, scratch, output.get());
+                return run_chunk(isa, filter, call, &job, chunk, scratch, output.get());
             }
             chunk -= job.chunks();
         }
@@ -183,20 +183,16 @@ fn job<'a, E: Element>(
         _ => filter.panels.len(),
     };
     if rows.is_empty() || columns == 0 {
-        return Job { rows, c_in, c_out, blocks: 0, columns: 0, columns_per_chunk: 1 };
+        return Job { rows, c_in, c_out, blocks: 0, columns: 0, parts: 0 };
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
     let block_rows = if c_out.is_some() { PACKED_BLOCK_ROWS } else { BLOCK_ROWS };
     let blocks = rows.len().div_ceil(block_rows);
     let bytes = filter.bytes() / filter.panels.len() * columns;
-    let (blocks, columns_per_chunk) = if bytes <= RESIDENT_BYTES && c_out.is_none() && c_in.is_none() {
-        let tiles = rows.len().div_ceil(filter.max_rows);
-        let blocks = blocks.max(wanted.min(tiles));
-        (blocks, if blocks >= wanted { columns } else { columns.div_ceil(wanted.div_ceil(blocks)) })
-    } else {
-        (blocks, columns.div_ceil(wanted.div_ceil(blocks)))
-    };
-    Job { rows, c_in, c_out, blocks, columns, columns_per_chunk }
+    let few = bytes <= RESIDENT_BYTES && c_out.is_none() && c_in.is_none();
+    let blocks = if few { blocks.max(wanted.min(rows.len().div_ceil(filter.max_rows))) } else { blocks };
+    let parts = wanted.div_ceil(blocks).min(columns);
+    Job { rows, c_in, c_out, blocks, columns, parts }
 }
 
 /// Start of piece `i` of `0..len` cut evenly into `pieces`.
@@ -207,7 +203,6 @@ fn piece(len: usize, pieces: usize, i: usize) -> usize {
 #[allow(clippy::too_many_arguments)]
 fn run_chunk<E: Element>(
     isa: Isa,
-    threads: usize,
     filter: &Filter<E>,
     call: &GatherGemm<'_, [E]>,
     job: &Job<'_>,
@@ -215,8 +210,8 @@ fn run_chunk<E: Element>(
     scratch: &mut Scratch<E>,
     output: *mut E,
 ) {
-    let (block, columns) = (chunk % job.blocks, chunk / job.blocks * job.columns_per_chunk);
-    let columns = columns..(columns + job.columns_per_chunk).min(job.columns);
+    let (block, part) = (chunk % job.blocks, chunk / job.blocks);
+    let columns = piece(job.columns, job.parts, part)..piece(job.columns, job.parts, part + 1);
     let block = job.rows.start + piece(job.rows.len(), job.blocks, block)
         ..job.rows.start + piece(job.rows.len(), job.blocks, block + 1);
     let tiles = block.len().div_ceil(filter.max_rows);
@@ -233,11 +228,8 @@ fn run_chunk<E: Element>(
     reduce(filter, job, folded, scratch);
     for column in columns.clone() {
         let Some(panel) = prepare(isa, filter, job, (column, block.len()), scratch) else { continue };
-        // Whoever takes the chunk after next finds its panel on the way; in between come the other threads.
-        let next = match column + 1 < columns.end {
-            true => column + 1,
-            false => column + 1 + job.columns_per_chunk * (threads - 1),
-        };
+        // Most often the next chunk is this thread's too.
+        let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
         let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
         let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
