@@ -15,6 +15,7 @@ pub(super) struct Segment {
 
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element};
+use std::ops::Range;
 
 /// A block of gathered rows × one panel, computed tile by tile. Pointers that are indexed by row have `rows` entries.
 #[derive(Clone, Copy)]
@@ -89,14 +90,18 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
     let requests = strip.tiles * strip.segments.len().max(1);
     let mut ahead = Ahead { row: 0, rows: strip.next_rows.div_ceil(requests) };
+    const { assert!(S::MR * S::NV * S::LANES <= MOST_SUMS) };
+    let mut sums = Sums([0.0; MOST_SUMS]);
     let mut first = 0;
     for tile in 0..strip.tiles {
         let rows = height + usize::from(tile < taller);
+        // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
+        unsafe { expect_output::<S, E>(strip, first..first + rows) };
         macro_rules! by_rows {
             ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, first, &mut ahead) },)*
+                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, first, &mut ahead, &mut sums) },)*
                     _ => unreachable!("a tile has 1..=12 rows"),
                 }
             };
@@ -115,6 +120,8 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
             4 if S::NV >= 4 => by_rows!(4),
             _ => unreachable!("a panel has 1..=S::NV vectors"),
         }
+        // SAFETY: as above.
+        unsafe { finish::<S, E>(strip, first..first + rows, &sums) };
         first += rows;
     }
 }
@@ -140,6 +147,7 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
     strip: &Strip<'_, E>,
     first: usize,
     ahead: &mut Ahead,
+    sums: &mut Sums,
 ) {
     if MR > S::MR {
         unreachable!("taller than the tile of this instruction set");
@@ -198,7 +206,36 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
             }
         }
         ahead.row = next_row;
-        finish::<S, E, MR, NV>(strip, first, &acc);
+        for (i, acc) in acc.iter().enumerate() {
+            for (j, &acc) in acc.iter().enumerate() {
+                S::store_f32(sums.0.as_mut_ptr().add((i * NV + j) * S::LANES), acc);
+            }
+        }
+    }
+}
+
+/// Sums of a tile, `[rows][stored columns]`. They pass through memory on their way to the epilogue, which then needs
+/// no code of its own for every shape of tile.
+#[repr(align(64))]
+struct Sums([f32; MOST_SUMS]);
+
+/// The largest tile of any instruction set: 12 rows × 32 columns.
+const MOST_SUMS: usize = 12 * 32;
+
+/// Asks for the output of a tile, which is to be written (and with a residual to be read) when its sums are ready.
+///
+/// # Safety
+/// As for [`compute`], inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn expect_output<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>) {
+    for row in rows {
+        // SAFETY: see above.
+        unsafe {
+            let out = (*strip.out.add(row)).add(strip.column);
+            for line in (0..strip.columns).step_by(64 / size_of::<E>()) {
+                S::prefetch_write(out.add(line).cast());
+            }
+        }
     }
 }
 
@@ -207,28 +244,80 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element, const MR: usize, const NV: usize>(
+unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: &Sums) {
+    // SAFETY: see above.
+    unsafe {
+        let classes = !strip.class.is_null();
+        if strip.columns != 2 * S::LANES || strip.act == Act::Relu6 || classes && strip.residual {
+            return finish_part::<S, E>(strip, rows, sums);
+        }
+        match (strip.residual, classes) {
+            (false, false) => finish_whole::<S, E, 2, false, false>(strip, rows, sums),
+            (false, true) => finish_whole::<S, E, 2, false, true>(strip, rows, sums),
+            (true, _) => finish_whole::<S, E, 2, true, false>(strip, rows, sums),
+        }
+    }
+}
+
+/// Whole vectors, no activation but ReLU.
+///
+/// # Safety
+/// As for [`compute`], inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn finish_whole<S: Simd, E: Element, const NV: usize, const RESIDUAL: bool, const CLASSES: bool>(
     strip: &Strip<'_, E>,
-    first: usize,
-    acc: &[[S::V; NV]; MR],
+    rows: Range<usize>,
+    sums: &Sums,
 ) {
     // SAFETY: see above.
     unsafe {
-        let zero = S::splat(0.0);
-        for (i, acc) in acc.iter().enumerate() {
-            let out = (*strip.out.add(first + i)).add(strip.column);
-            let class = if strip.class.is_null() { 0 } else { *strip.class.add(first + i) as usize };
+        let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
+        let constant: [S::V; NV] = match strip.constant.is_null() {
+            true => [S::splat(0.0); NV],
+            false => std::array::from_fn(|j| S::load_f32(strip.constant.add(j * S::LANES))),
+        };
+        let mut sum = sums.0.as_ptr();
+        for row in rows {
+            let out = (*strip.out.add(row)).add(strip.column);
+            let class = if CLASSES { *strip.class.add(row) as usize } else { 0 };
             let bias = strip.bias.add(class * strip.bias_stride);
-            for (j, &acc) in acc.iter().enumerate() {
+            for (j, &constant) in constant.iter().enumerate() {
                 let at = j * S::LANES;
-                let n = strip.columns - at.min(strip.columns);
-                let mut v = S::add(acc, S::load_f32(bias.add(at)));
-                if strip.residual {
-                    v = S::add(v, S::load_first(out.add(at), n));
+                let mut v = S::add(S::load_f32(sum.add(at)), S::load_f32(bias.add(at)));
+                if RESIDUAL {
+                    v = S::add(v, S::load(out.add(at).cast_const()));
                 }
-                // The value is the second operand: x86's max and min hand that one on when it is NaN.
+                // The value is the second operand, which x86's max hands on when it is NaN.
+                S::store(out.add(at), S::sub(S::max(least, v), constant));
+            }
+            sum = sum.add(NV * S::LANES);
+        }
+    }
+}
+
+/// Any case.
+///
+/// # Safety
+/// As for [`compute`], inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn finish_part<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: &Sums) {
+    // SAFETY: see above.
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut sum = sums.0.as_ptr();
+        for row in rows {
+            let out = (*strip.out.add(row)).add(strip.column);
+            let class = if strip.class.is_null() { 0 } else { *strip.class.add(row) as usize };
+            let bias = strip.bias.add(class * strip.bias_stride);
+            for at in (0..strip.columns).step_by(S::LANES) {
+                let n = strip.columns - at;
+                let mut v = S::add(S::load_f32(sum.add(at)), S::load_f32(bias.add(at)));
+                if strip.residual {
+                    v = S::add(v, S::load_first(out.add(at).cast_const(), n));
+                }
                 v = match strip.act {
                     Act::None => v,
+                    // The value is the second operand, which x86's max and min hand on when it is NaN.
                     Act::Relu => S::max(zero, v),
                     Act::Relu6 => S::min(S::splat(6.0), S::max(zero, v)),
                 };
@@ -237,6 +326,7 @@ unsafe fn finish<S: Simd, E: Element, const MR: usize, const NV: usize>(
                 }
                 S::store_first(out.add(at), n, v);
             }
+            sum = sum.add(strip.stored);
         }
     }
 }

@@ -160,6 +160,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same, for the second-level cache.
     #[inline(always)]
     unsafe fn prefetch_far(_p: *const u8) {}
+    /// The same, for writing.
+    #[inline(always)]
+    unsafe fn prefetch_write(_p: *const u8) {}
     /// Sum of all lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
