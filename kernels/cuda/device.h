@@ -114,6 +114,13 @@ struct Vec {
     enum : u32 { N = 16 / sizeof(T) };
 };
 
+// The two values of a word.
+template <class T>
+INLINE void unpack2(u32 word, float& first, float& second) {
+    first = to_f32(T{u16(word)});
+    second = to_f32(T{u16(word >> 16)});
+}
+
 template <class T>
 INLINE void unpack(uint4 raw, float (&v)[Vec<T>::N]) {
     const u32 word[4] = {raw.x, raw.y, raw.z, raw.w};
@@ -122,8 +129,7 @@ INLINE void unpack(uint4 raw, float (&v)[Vec<T>::N]) {
         if constexpr (sizeof(T) == 4) {
             v[i] = __uint_as_float(word[i]);
         } else {
-            v[2 * i] = to_f32(T{u16(word[i])});
-            v[2 * i + 1] = to_f32(T{u16(word[i] >> 16)});
+            unpack2<T>(word[i], v[2 * i], v[2 * i + 1]);
         }
     }
 }
@@ -145,6 +151,38 @@ INLINE void load_vec(const T* p, float (&v)[Vec<T>::N]) {
 template <class T>
 INLINE void store_vec(T* p, const float (&v)[Vec<T>::N]) {
     *reinterpret_cast<uint4*>(p) = pack<T>(v);
+}
+
+// Four elements, `p` aligned to as many.
+template <class T>
+INLINE void load_quad(const T* p, float (&v)[4]) {
+    if constexpr (sizeof(T) == 4) {
+        load_vec(p, v);
+    } else {
+        const uint2 raw = *reinterpret_cast<const uint2*>(p);
+        unpack2<T>(raw.x, v[0], v[1]);
+        unpack2<T>(raw.y, v[2], v[3]);
+    }
+}
+template <class T>
+INLINE void store_quad(T* p, const float (&v)[4]) {
+    if constexpr (sizeof(T) == 4) {
+        store_vec(p, v);
+    } else {
+        *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+    }
+}
+
+// What other thread blocks of this launch wrote: not from this multiprocessor's cache.
+INLINE void load_fresh(const float* p, float (&v)[4]) {
+#if EMULATED
+    load_vec(p, v);
+#else
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "l"(p)
+                 : "memory");
+#endif
 }
 
 INLINE bool aligned16(const void* p) { return (u64(p) & 15) == 0; }
@@ -285,6 +323,15 @@ INLINE u32 channels_below(const Channels& channels, u32 n, u32 bound) {
 // ---- arithmetic -------------------------------------------------------------------------------------------------------
 
 INLINE u32 divide_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+INLINE float multiply_add(float a, float b, float c) {
+#if EMULATED
+    // Not every host has the instruction.
+    return a * b + c;
+#else
+    return fmaf(a, b, c);
+#endif
+}
 
 // NaN stays NaN.
 INLINE float activate(u32 act, float x) {

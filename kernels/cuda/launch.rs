@@ -3,7 +3,9 @@
 //! Grids are as large as everything active asks for. How much is active is read on the device, and what has nothing to
 //! do ends at once, so that a launch can be recorded once and replayed.
 
-use super::params::{DecideParams, FromNchwParams, LinearParams, PatchGateParams, ToNchwParams};
+use super::params::{
+    DecideParams, FromNchwParams, GatherGemmParams, GatherParams, LinearParams, PatchGateParams, ToNchwParams,
+};
 use std::fmt::Display;
 
 /// Name and shape of a launch.
@@ -27,6 +29,117 @@ impl Launch {
     /// Whether there is nothing to do: a grid must not be empty.
     pub fn is_empty(&self) -> bool {
         self.grid.contains(&0)
+    }
+}
+
+/// What a kernel of `gather_gemm` multiplies with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GemmMath {
+    /// Halves on tensor cores, from sm_80 on.
+    TensorCores,
+    /// f32 on tensor cores, with 10 bits of mantissa, from sm_80 on.
+    Tf32,
+    /// f32 arithmetic, on every device and for every operand.
+    Simt,
+}
+
+/// A kernel of `gather_gemm`: what a thread block computes at a time, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmTile {
+    /// How it multiplies.
+    pub math: GemmMath,
+    /// Rows.
+    pub rows: u32,
+    /// Columns.
+    pub columns: u32,
+    /// Threads of a thread block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl GemmTile {
+    /// All shapes, each for every way to multiply.
+    pub const ALL: [GemmTile; 8] = {
+        use GemmMath::{Simt, TensorCores, Tf32};
+        [
+            tile(TensorCores, 128, 128, 128, 68_096),
+            tile(TensorCores, 128, 64, 128, 51_712),
+            tile(TensorCores, 64, 64, 128, 34_048),
+            tile(Tf32, 128, 128, 128, 68_096),
+            tile(Tf32, 128, 64, 128, 51_712),
+            tile(Tf32, 64, 64, 128, 34_048),
+            tile(Simt, 128, 128, 256, 0),
+            tile(Simt, 64, 64, 256, 0),
+        ]
+    };
+
+    fn kernel(&self, dtype: impl Display) -> String {
+        let math = match self.math {
+            GemmMath::TensorCores => "mma",
+            GemmMath::Tf32 => "tf32",
+            GemmMath::Simt => "simt",
+        };
+        format!("gather_gemm_nhwc_{dtype}_{math}_{}x{}", self.rows, self.columns)
+    }
+}
+
+const fn tile(math: GemmMath, rows: u32, columns: u32, threads: u32, shared: u32) -> GemmTile {
+    GemmTile { math, rows, columns, threads, shared }
+}
+
+impl GatherGemmParams {
+    /// Tiles of everything active: counters that `arrived` needs when the sum is split.
+    pub fn tiles(&self, tile: &GemmTile) -> usize {
+        let [x, _, z] = self.tile_grid(tile);
+        x as usize * z as usize
+    }
+
+    /// Values that `partial` needs.
+    pub fn partial_len(&self, tile: &GemmTile) -> usize {
+        match self.split {
+            1 => 0,
+            split => self.tiles(tile) * split as usize * (tile.rows * tile.columns) as usize,
+        }
+    }
+
+    fn tile_grid(&self, tile: &GemmTile) -> [u32; 3] {
+        let columns = self.groups * self.group_out.div_ceil(tile.columns);
+        let Self { rows, c_in, c_out, .. } = self;
+        match (c_in.index, c_out.index) {
+            (0, 0) => [(rows.batch * rows.pixels).div_ceil(tile.rows) * columns, 1, 1],
+            _ => [rows.pixels.div_ceil(tile.rows) * columns, 1, rows.batch],
+        }
+    }
+
+    /// Whether the kernels on tensor cores can read the operands, elements having `bytes`: vectors of 16 bytes have to be
+    /// whole. `Simt` kernels can always.
+    pub fn suits_tensor_cores(&self, bytes: u32) -> bool {
+        let n = 16 / bytes;
+        let listed_groups = self.groups > 1 && self.c_in.index != 0;
+        self.input_pitch.is_multiple_of(n)
+            && self.weight_pitch.is_multiple_of(n)
+            && (self.group_in.is_multiple_of(n) || self.groups == 1 && self.window.kernel_h == 1)
+            && (!listed_groups || self.c_in.group.is_multiple_of(n))
+            && self.input.is_multiple_of(16)
+            && self.weight.is_multiple_of(16)
+    }
+
+    /// `gather_gemm_nhwc_*` with the given tile, in at most `most` thread blocks along x.
+    pub fn launch(&self, dtype: impl Display, tile: &GemmTile, most: u32) -> Launch {
+        let [x, y, z] = self.tile_grid(tile);
+        let grid = [x.saturating_mul(self.split).min(most), y, z];
+        Launch { kernel: tile.kernel(dtype), grid, threads: tile.threads, shared: tile.shared }
+    }
+}
+
+impl GatherParams {
+    /// `gather_nhwc_*`, in at most `most` thread blocks.
+    pub fn launch(&self, dtype: impl Display, most: u32) -> Launch {
+        let taps = self.window.kernel_h * self.window.kernel_w;
+        let tasks = u64::from(self.rows.batch) * u64::from(self.rows.pixels) * u64::from(taps);
+        let blocks = tasks.div_ceil(8).min(u64::from(most)) as u32;
+        Launch::new(format!("gather_nhwc_{dtype}"), [blocks, 1, 1], 256)
     }
 }
 

@@ -20,6 +20,25 @@ pub struct FilterSpec<'a> {
     pub output_constant: Option<&'a [f32]>,
 }
 
+impl FilterSpec<'_> {
+    /// Rejects impossible geometries and operands of another size.
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        let g = self.geometry;
+        g.check(op)?;
+        for (what, got, need) in [
+            ("weight", self.weight.len(), g.weights()),
+            ("bias", self.bias.len(), g.c_out),
+            ("input constant", self.input_constant.map_or(g.c_in, <[f32]>::len), g.c_in),
+            ("output constant", self.output_constant.map_or(g.c_out, <[f32]>::len), g.c_out),
+        ] {
+            if got != need {
+                return Err(Error::Size { op, what, got, need, geometry: g.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A convolution's weights, packed for one instruction set.
 ///
 /// Columns are cut into panels as wide as the GEMM tile; within a panel the order is `[tap][input channel][column]`,
@@ -62,17 +81,7 @@ impl<E: Element> Filter<E> {
     /// When a size does not fit the geometry, the geometry is impossible, or memory runs out.
     pub fn pack(isa: Isa, spec: &FilterSpec<'_>) -> Result<Self> {
         let g = spec.geometry;
-        g.check("filter")?;
-        for (what, got, need) in [
-            ("weight", spec.weight.len(), g.weights()),
-            ("bias", spec.bias.len(), g.c_out),
-            ("input constant", spec.input_constant.map_or(g.c_in, <[f32]>::len), g.c_in),
-            ("output constant", spec.output_constant.map_or(g.c_out, <[f32]>::len), g.c_out),
-        ] {
-            if got != need {
-                return Err(Error::Size { op: "filter", what, got, need, geometry: g.to_string() });
-            }
-        }
+        spec.check("filter")?;
         let (lanes, nv, max_rows) = tile(isa);
         let panels = cut(&g, lanes, lanes * nv);
         let taps = g.kernel * g.kernel;
@@ -91,15 +100,7 @@ impl<E: Element> Filter<E> {
                 }
             }
         }
-        let bias_stride = g.c_out + SLACK;
-        let classes = classes(&g);
-        let mut bias = vec![0.0; if spec.input_constant.is_some() { classes.len() } else { 1 } * bias_stride];
-        for (row, class) in bias.chunks_exact_mut(bias_stride).zip(classes) {
-            row[..g.c_out].copy_from_slice(spec.bias);
-            if let Some(constant) = spec.input_constant {
-                fold_constant(&mut row[..g.c_out], spec, constant, class);
-            }
-        }
+        let Table { values: bias, pitch: bias_stride, .. } = bias_table(spec, SLACK);
         let output_constant = spec.output_constant.map(|constant| {
             let mut padded = constant.to_vec();
             padded.resize(g.c_out + SLACK, 0.0);
@@ -177,6 +178,30 @@ fn classes(g: &ConvGeometry) -> Vec<(Cut, Cut)> {
         (0..=most.before).flat_map(move |before| (0..=most.after).map(move |after| Cut { before, after }))
     };
     ways(rows).flat_map(|y| ways(columns).map(move |x| (y, x))).collect()
+}
+
+/// Biases with the input constant folded in.
+pub(super) struct Table {
+    /// `[classes][pitch]`.
+    pub(super) values: Vec<f32>,
+    pub(super) pitch: usize,
+    /// One without an input constant: then it does not matter which taps lie inside.
+    pub(super) classes: usize,
+}
+
+/// The table of biases, with `slack` values behind each row.
+pub(super) fn bias_table(spec: &FilterSpec<'_>, slack: usize) -> Table {
+    let (c_out, pitch) = (spec.geometry.c_out, spec.geometry.c_out + slack);
+    let all = classes(&spec.geometry);
+    let classes = if spec.input_constant.is_some() { all.len() } else { 1 };
+    let mut values = vec![0.0; classes * pitch];
+    for (row, class) in values.chunks_exact_mut(pitch).zip(all) {
+        row[..c_out].copy_from_slice(spec.bias);
+        if let Some(constant) = spec.input_constant {
+            fold_constant(&mut row[..c_out], spec, constant, class);
+        }
+    }
+    Table { values, pitch, classes }
 }
 
 /// Adds the response to the constant field `constant` that the taps inside see.

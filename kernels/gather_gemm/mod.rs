@@ -18,6 +18,7 @@
 //! at `i` ([`Placement::Compact`]). The `j`-th active channel of a sample lies at position `j` of its row.
 
 pub(crate) mod cpu;
+pub mod cuda;
 mod filter;
 mod micro;
 mod pack;
