@@ -173,6 +173,31 @@ INLINE void store_quad(T* p, const float (&v)[4]) {
     }
 }
 
+// `N` neighbouring elements: one, or as many as 16 bytes hold of `T` or of something narrower, aligned to 16 bytes.
+template <class T, u32 N>
+INLINE void load_n(const T* p, float (&v)[N]) {
+    if constexpr (N == 1) {
+        v[0] = to_f32(*p);
+    } else {
+        constexpr u32 E = Vec<T>::N;
+        float part[E];
+#pragma unroll
+        for (u32 i = 0; i < N; i += E) {
+            load_vec(p + i, part);
+#pragma unroll
+            for (u32 e = 0; e < E; e++) v[i + e] = part[e];
+        }
+    }
+}
+template <class T, u32 N>
+INLINE void store_n(T* p, const float (&v)[N]) {
+    if constexpr (N == 1) {
+        *p = from_f32<T>(v[0]);
+    } else {
+        store_vec(p, v);
+    }
+}
+
 // What other thread blocks of this launch wrote: not from this multiprocessor's cache.
 INLINE void load_fresh(const float* p, float (&v)[4]) {
 #if EMULATED
@@ -182,6 +207,25 @@ INLINE void load_fresh(const float* p, float (&v)[4]) {
                  : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
                  : "l"(p)
                  : "memory");
+#endif
+}
+
+INLINE float load_fresh(const float* p) {
+#if EMULATED
+    return *p;
+#else
+    float x;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
+    return x;
+#endif
+}
+
+// What another thread block writes meanwhile.
+INLINE u32 load_volatile(const u32* p) {
+#if EMULATED
+    return __atomic_load_n(p, __ATOMIC_RELAXED);
+#else
+    return *static_cast<const volatile u32*>(p);
 #endif
 }
 
@@ -346,6 +390,45 @@ INLINE float warp_sum(float x) {
 #pragma unroll
     for (u32 d = 16; d > 0; d /= 2) x += __shfl_xor_sync(EVERY_LANE, x, d);
     return x;
+}
+
+// The sum over the thread block, the same in every thread.
+template <u32 THREADS, class T>
+INLINE T block_sum(T x) {
+    SHARED(T, sums, THREADS / 32);
+#pragma unroll
+    for (u32 d = 16; d > 0; d /= 2) x += __shfl_xor_sync(EVERY_LANE, x, d);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+    __syncthreads();
+    T sum = 0;
+    for (u32 i = 0; i < THREADS / 32; i++) sum += sums[i];
+    __syncthreads();
+    return sum;
+}
+
+// The sum over the threads before this one, and over all.
+struct Scan {
+    u32 before, all;
+};
+template <u32 THREADS>
+INLINE Scan block_scan(u32 x) {
+    SHARED(u32, sums, THREADS / 32);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 upto = x;
+#pragma unroll
+    for (u32 d = 1; d < 32; d *= 2) {
+        const u32 other = __shfl_up_sync(EVERY_LANE, upto, d);
+        if (lane >= d) upto += other;
+    }
+    if (lane == 31) sums[warp] = upto;
+    __syncthreads();
+    Scan scan{upto - x, 0};
+    for (u32 i = 0; i < THREADS / 32; i++) {
+        if (i < warp) scan.before += sums[i];
+        scan.all += sums[i];
+    }
+    __syncthreads();
+    return scan;
 }
 
 // Waits for the thread block, then says in every thread whether this is the last of `of` thread blocks that come to

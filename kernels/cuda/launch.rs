@@ -4,7 +4,9 @@
 //! do ends at once, so that a launch can be recorded once and replayed.
 
 use super::params::{
-    DecideParams, FromNchwParams, GatherGemmParams, GatherParams, LinearParams, PatchGateParams, ToNchwParams,
+    CompactChannelsParams, CompactRowsParams, DecideParams, DepthwiseParams, FromNchwParams,
+    GatherGemmParams, GatherParams, LinearParams, MaxPoolParams, MeanPoolParams, PadChannelsParams,
+    PatchGateParams, Rows, ScaleParams, ToNchwParams, Window,
 };
 use std::fmt::Display;
 
@@ -178,5 +180,107 @@ impl DecideParams {
     /// `decide_n_f32`.
     pub fn launch(&self) -> Launch {
         Launch::new("decide_n_f32".to_owned(), [self.len.div_ceil(256), 1, 1], 256)
+    }
+}
+
+/// Thread blocks of 256 threads for `rows · chunks` tasks, at most `most`.
+fn spread(rows: u64, chunks: u32, most: u32) -> [u32; 3] {
+    [(rows * u64::from(chunks)).div_ceil(256).min(u64::from(most)) as u32, 1, 1]
+}
+
+/// Vectors of `bytes` wide elements that `c` channels are moved in where they are whole.
+fn vectors(c: u32, bytes: u32) -> u32 {
+    let n = 16 / bytes;
+    if c.is_multiple_of(n) { c / n } else { c }
+}
+
+impl Rows {
+    fn most(&self) -> u64 {
+        u64::from(self.batch) * u64::from(self.pixels)
+    }
+}
+
+impl Window {
+    fn out_pixels(&self) -> u64 {
+        u64::from(self.out_h) * u64::from(self.out_w)
+    }
+}
+
+impl DepthwiseParams {
+    /// `depthwise_nhwc_*` on elements of `bytes`, in at most `most` thread blocks.
+    pub fn launch(&self, dtype: impl Display, bytes: u32, most: u32) -> Launch {
+        let grid = spread(self.rows.most(), vectors(self.channels.total, bytes), most);
+        Launch::new(format!("depthwise_nhwc_{dtype}"), grid, 256)
+    }
+}
+
+impl MaxPoolParams {
+    /// `max_pool_nhwc_*` on elements of `bytes`, in at most `most` thread blocks.
+    pub fn launch(&self, dtype: impl Display, bytes: u32, most: u32) -> Launch {
+        let grid = spread(u64::from(self.batch) * self.window.out_pixels(), vectors(self.c, bytes), most);
+        Launch::new(format!("max_pool_nhwc_{dtype}"), grid, 256)
+    }
+}
+
+impl MeanPoolParams {
+    /// `mean_pool_nhwc_*`.
+    pub fn launch(&self, dtype: impl Display) -> Launch {
+        let grid = [self.channels.total.div_ceil(64), self.split, self.rows.batch];
+        Launch::new(format!("mean_pool_nhwc_{dtype}"), grid, 256)
+    }
+
+    /// Values that `partial` needs.
+    pub fn partial_len(&self) -> usize {
+        if self.split == 1 {
+            0
+        } else {
+            (self.rows.batch * self.split) as usize * self.channels.total as usize
+        }
+    }
+
+    /// Counters that `arrived` needs.
+    pub fn arrived_len(&self) -> usize {
+        if self.split == 1 { 0 } else { self.rows.batch as usize * self.channels.total.div_ceil(64) as usize }
+    }
+}
+
+impl ScaleParams {
+    /// `squeeze_excite_nhwc_*` on elements of `bytes`, in at most `most` thread blocks.
+    pub fn launch(&self, dtype: impl Display, bytes: u32, most: u32) -> Launch {
+        let grid = spread(self.rows.most(), vectors(self.channels.total, bytes), most);
+        Launch::new(format!("squeeze_excite_nhwc_{dtype}"), grid, 256)
+    }
+}
+
+impl PadChannelsParams {
+    /// `pad_channels_nhwc_*` on elements of `bytes`, in at most `most` thread blocks.
+    pub fn launch(&self, dtype: impl Display, bytes: u32, most: u32) -> Launch {
+        let pixels = u64::from(self.batch) * u64::from(self.out_h) * u64::from(self.out_w);
+        Launch::new(
+            format!("pad_channels_nhwc_{dtype}"),
+            spread(pixels, vectors(self.c_out, bytes), most),
+            256,
+        )
+    }
+}
+
+impl CompactRowsParams {
+    /// `compact_rows_n_u32`. Maps have to fit shared memory: 227 KiB, 48 without asking for more, for all levels.
+    pub fn launch(&self) -> Launch {
+        let words = |level: &super::params::CompactLevel| (level.h * level.w).div_ceil(32);
+        let shared = self.level[..self.levels as usize].iter().map(|level| 8 * words(level)).sum();
+        Launch { shared, ..Launch::new("compact_rows_n_u32".to_owned(), [self.batch, 1, 1], 512) }
+    }
+
+    /// Words that `state` needs.
+    pub fn state_len(&self) -> usize {
+        2 + self.batch as usize * self.levels as usize
+    }
+}
+
+impl CompactChannelsParams {
+    /// `compact_channels_n_u32`.
+    pub fn launch(&self) -> Launch {
+        Launch::new("compact_channels_n_u32".to_owned(), [self.batch, 1, 1], 256)
     }
 }

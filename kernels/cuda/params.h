@@ -261,7 +261,7 @@ enum : u32 { MAX_LEVELS = 4 };
 struct CompactRowsParams {
     // `[batch, grid]`.
     const u8* keep;
-    // `2 + batch · (1 + levels)` words, zero before and after.
+    // `2 + batch · levels` words, zero before and after.
     u32* state;
     // Cells kept in the batch; null: not wanted.
     u32* kept;

@@ -4,20 +4,6 @@ namespace {
 
 constexpr u32 CELL_THREADS = 128;
 
-// The sum over the thread block, in its first thread.
-template <u32 THREADS>
-INLINE float block_sum(float x) {
-    SHARED(float, sums, THREADS / 32);
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    float sum = 0.f;
-    if (threadIdx.x == 0) {
-        for (u32 i = 0; i < THREADS / 32; i++) sum += sums[i];
-    }
-    return sum;
-}
-
 // Average and 1×1 convolution are both linear: every element is multiplied with its channel's weight as it is read. A
 // thread block for each cell; the map is read once, about.
 // Grid: cells of a grid, samples.

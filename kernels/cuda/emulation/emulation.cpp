@@ -356,6 +356,11 @@ void fail(const char* what) {
     std::abort();
 }
 
+void pause() {
+    if (worker->launch.failed) fail("another thread block has failed");
+    std::this_thread::yield();
+}
+
 uint3 block_index() { return worker->block; }
 uint3 block_size() { return worker->launch.block; }
 uint3 grid_size() { return worker->launch.grid; }

@@ -79,6 +79,9 @@ unsigned char* dynamic_shared();
 // The array of the thread block that belongs to a declaration.
 void* shared(const void* site, size_t bytes);
 
+// Lets other threads of the operating system run.
+void pause();
+
 enum class Vote { None, Count, Or, And };
 int barrier(int vote, Vote how);
 
@@ -208,8 +211,10 @@ inline unsigned __ballot_sync(unsigned mask, int vote) {
 }
 
 inline unsigned atomicAdd(unsigned* p, unsigned x) { return __atomic_fetch_add(p, x, __ATOMIC_ACQ_REL); }
+inline unsigned atomicExch(unsigned* p, unsigned x) { return __atomic_exchange_n(p, x, __ATOMIC_ACQ_REL); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __nanosleep(unsigned) {}
+// For a thread that waits for another thread block.
+inline void __nanosleep(unsigned) { emulation::pause(); }
 
 template <class T>
 T __ldg(const T* p) {
