@@ -98,7 +98,7 @@ fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
                 input: &x[..],
                 input_rows: Placement::Natural,
                 mean: Mean::Active,
-                output: &mut y,
+                output: &mut y[..],
             };
             mean_pool::run(Isa::detect(), team, call).expect("operands fit");
         }),

@@ -2,27 +2,38 @@
 
 /// The central value of the runtime: which rows, input channels and output channels of an implicit GEMM are
 /// computed. Every kind of gating is a way to fill it; with everything active it describes the static network.
-#[derive(Clone, Copy, Debug)]
-pub struct ActiveSet<'a> {
+///
+/// The lists are [`Rows`] and [`Channels`] in this machine's memory, or what a [`Backend`](crate::Backend) keeps on
+/// its device instead.
+#[derive(Debug)]
+pub struct ActiveSet<'a, R = Rows, C = Channels> {
     /// Active output pixels.
-    pub rows: &'a Rows,
+    pub rows: &'a R,
     /// Active input channels of each sample.
-    pub c_in: &'a Channels,
+    pub c_in: &'a C,
     /// Active output channels of each sample.
-    pub c_out: &'a Channels,
+    pub c_out: &'a C,
 }
+
+impl<R, C> Clone for ActiveSet<'_, R, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R, C> Copy for ActiveSet<'_, R, C> {}
 
 /// Active pixels of a batch of feature maps, in ascending order.
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     /// Flat pixel index `(n·h + y)·w + x` of every active pixel; unused while `all`.
     index: Vec<u32>,
-    /// Where each sample's pixels start in `index`; one more entry than samples.
+    /// Where each sample's pixels start in `index`; one more entry than samples. Unused while `all`.
     start: Vec<u32>,
     /// Pixels of one map.
     pixels: usize,
-    /// Every pixel is active: row `i` is pixel `i`.
-    all: bool,
+    /// Every pixel of this many samples is active: row `i` is pixel `i`.
+    all: Option<usize>,
 }
 
 impl Rows {
@@ -44,9 +55,7 @@ impl Rows {
 
     /// Makes every pixel of `batch` maps with `pixels` pixels active.
     pub fn set_all(&mut self, batch: usize, pixels: usize) {
-        self.clear(pixels);
-        self.all = true;
-        self.start.extend((1..=batch).map(|n| (n * pixels) as u32));
+        (self.pixels, self.all) = (pixels, Some(batch));
     }
 
     /// Becomes a copy of `other`.
@@ -62,7 +71,7 @@ impl Rows {
     /// [`end_sample`](Self::end_sample) fill in samples again.
     pub fn clear(&mut self, pixels: usize) {
         self.pixels = pixels;
-        self.all = false;
+        self.all = None;
         self.index.clear();
         self.start.clear();
         self.start.push(0);
@@ -75,7 +84,7 @@ impl Rows {
     #[inline]
     pub fn push(&mut self, pixel: u32) {
         assert!((pixel as usize) < self.pixels, "pixel {pixel} of a map with {}", self.pixels);
-        let first = (self.batch() * self.pixels) as u32;
+        let first = ((self.start.len() - 1) * self.pixels) as u32;
         let fresh = self.index.len() == self.start[self.start.len() - 1] as usize;
         assert!(fresh || self.index[self.index.len() - 1] < first + pixel, "pixels of a sample must ascend");
         self.index.push(first + pixel);
@@ -88,7 +97,10 @@ impl Rows {
 
     /// Number of active pixels.
     pub fn len(&self) -> usize {
-        self.start.last().map_or(0, |&end| end as usize)
+        match self.all {
+            Some(batch) => batch * self.pixels,
+            None => self.start.last().map_or(0, |&end| end as usize),
+        }
     }
 
     /// Whether nothing is active.
@@ -98,12 +110,12 @@ impl Rows {
 
     /// Whether every pixel is active and row `i` is pixel `i`.
     pub fn is_all(&self) -> bool {
-        self.all
+        self.all.is_some()
     }
 
     /// Samples.
     pub fn batch(&self) -> usize {
-        self.start.len().saturating_sub(1)
+        self.all.unwrap_or(self.start.len().saturating_sub(1))
     }
 
     /// Pixels of one map, active or not.
@@ -113,13 +125,16 @@ impl Rows {
 
     /// Rows of one sample.
     pub fn sample(&self, n: usize) -> std::ops::Range<usize> {
-        self.start[n] as usize..self.start[n + 1] as usize
+        match self.all {
+            Some(_) => n * self.pixels..(n + 1) * self.pixels,
+            None => self.start[n] as usize..self.start[n + 1] as usize,
+        }
     }
 
     /// Pixel of row `i`, counted over the whole batch: `n · pixels + y · w + x`.
     #[inline(always)]
     pub fn pixel(&self, i: usize) -> usize {
-        if self.all { i } else { self.index[i] as usize }
+        if self.all.is_some() { i } else { self.index[i] as usize }
     }
 }
 

@@ -1,14 +1,17 @@
+use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::depthwise::{self, Depthwise};
-use crate::gate::{self, Linear, PatchGate};
+use crate::error::require;
+use crate::gate::{self, Decide, Linear, PatchGate};
 use crate::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
 use crate::max_pool::{self, MaxPool};
 use crate::mean_pool::{self, MeanPool};
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
-use crate::{Backend, Buffer, Element, Extent, Isa, Result, Team};
+use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, Result, Rows, Team, Value};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The CPU as a [`Backend`], storing activations and weights as `E`.
 ///
@@ -33,7 +36,7 @@ impl<E: Element> Cpu<E> {
     }
 }
 
-/// Operations of one inference on the CPU.
+/// Operations of one inference on the CPU: they run as they are issued.
 pub struct CpuQueue<'q, E> {
     isa: Isa,
     team: &'q mut Team,
@@ -45,14 +48,26 @@ pub struct CpuScratch<E> {
     /// One for each thread.
     gemm: Vec<Scratch<E>>,
     squeeze: squeeze_excite::Scratch,
+    rows: compact::Scratch,
+    stamps: Vec<Instant>,
 }
+
+/// Bytes of the largest feature map of the samples that run together. More samples amortise the weights better, until
+/// their maps no longer stay in the caches between two convolutions.
+const MAP_BYTES: usize = 2 << 20;
 
 impl<E: Element> Backend for Cpu<E> {
     type Elem = E;
     type Buffer = Buffer<E>;
+    type Vector<T: Value> = Vec<T>;
+    type Rows = Rows;
+    type Channels = Channels;
+    type Images<'i> = &'i [f32];
     type Filter = Filter<E>;
     type Depthwise = depthwise::Filter;
     type SqueezeExcite = Weights;
+    type PatchGate = PatchGate;
+    type Linear = Linear;
     type Scratch = CpuScratch<E>;
     type Queue<'q> = CpuQueue<'q, E>;
 
@@ -60,8 +75,28 @@ impl<E: Element> Backend for Cpu<E> {
         format!("cpu, {}, {}, {} threads", E::DTYPE, self.isa.name(), self.threads())
     }
 
+    fn map_bytes(&self) -> usize {
+        MAP_BYTES
+    }
+
     fn buffer(&self, len: usize, what: &str) -> Result<Buffer<E>> {
         Buffer::zeroed(len, what)
+    }
+
+    fn vector<T: Value>(&self, len: usize, what: &str) -> Result<Vec<T>> {
+        let mut vector = Vec::new();
+        let bytes = len.saturating_mul(size_of::<T>());
+        vector.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes })?;
+        vector.resize(len, T::default());
+        Ok(vector)
+    }
+
+    fn rows(&self, batch: usize, pixels: usize) -> Result<Rows> {
+        Ok(Rows::with_capacity(batch, pixels))
+    }
+
+    fn channels(&self, batch: usize, total: usize) -> Result<Channels> {
+        Ok(Channels::with_capacity(batch, total))
     }
 
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Filter<E>> {
@@ -76,9 +111,18 @@ impl<E: Element> Backend for Cpu<E> {
         Weights::pack(spec)
     }
 
+    fn patch_gate_weights(&self, gate: PatchGate) -> Result<PatchGate> {
+        Ok(gate)
+    }
+
+    fn linear_weights(&self, layer: Linear) -> Result<Linear> {
+        Ok(layer)
+    }
+
     fn scratch(&self) -> Result<CpuScratch<E>> {
         let gemm = (0..self.threads()).map(|_| Scratch::new()).collect::<Result<_>>()?;
-        Ok(CpuScratch { gemm, squeeze: squeeze_excite::Scratch::new()? })
+        let (rows, stamps) = (compact::Scratch::default(), Vec::new());
+        Ok(CpuScratch { gemm, squeeze: squeeze_excite::Scratch::new()?, rows, stamps })
     }
 
     fn reserve(&self, scratch: &mut CpuScratch<E>, filter: &Filter<E>, channels: bool) -> Result<()> {
@@ -94,13 +138,72 @@ impl<E: Element> Backend for Cpu<E> {
         scratch.squeeze.reserve(weights, batch)
     }
 
+    fn reserve_rows(&self, scratch: &mut CpuScratch<E>, branch: &Branch, batch: usize) -> Result<()> {
+        scratch.rows.reserve(branch, batch);
+        Ok(())
+    }
+
+    fn reserve_stamps(&self, scratch: &mut CpuScratch<E>, count: usize) -> Result<()> {
+        scratch.stamps.clear();
+        scratch.stamps.reserve(count);
+        Ok(())
+    }
+
     fn run<R: Send>(
         &self,
         scratch: &mut CpuScratch<E>,
-        program: impl FnOnce(&mut CpuQueue<'_, E>) -> R + Send,
+        inference: impl FnOnce(&mut CpuQueue<'_, E>) -> R + Send,
     ) -> R {
         let isa = self.isa;
-        Team::scope(self.pool.as_deref(), |team| program(&mut CpuQueue { isa, team, scratch }))
+        Team::scope(self.pool.as_deref(), |team| inference(&mut CpuQueue { isa, team, scratch }))
+    }
+
+    fn play<X: From<Error>>(
+        queue: &mut CpuQueue<'_, E>,
+        _key: Option<u64>,
+        images: &[f32],
+        program: impl FnOnce(&mut CpuQueue<'_, E>, &[f32]) -> Result<(), X>,
+    ) -> Result<(), X> {
+        queue.scratch.stamps.clear();
+        program(queue, images)
+    }
+
+    fn upload<T: Value>(
+        _queue: &mut CpuQueue<'_, E>,
+        vector: &mut Vec<T>,
+        fill: impl FnOnce(&mut [T]),
+    ) -> Result<()> {
+        fill(vector);
+        Ok(())
+    }
+
+    fn fetch<T: Value>(_queue: &mut CpuQueue<'_, E>, _vector: &mut Vec<T>) -> Result<()> {
+        Ok(())
+    }
+
+    fn read<'v, T: Value>(_queue: &mut CpuQueue<'_, E>, vector: &'v Vec<T>) -> Result<&'v [T]> {
+        Ok(vector)
+    }
+
+    fn stamp(queue: &mut CpuQueue<'_, E>) {
+        queue.scratch.stamps.push(Instant::now());
+    }
+
+    fn lap(queue: &mut CpuQueue<'_, E>, i: usize) -> Result<u64> {
+        let stamps = queue.scratch.stamps.get(i).zip(queue.scratch.stamps.get(i + 1));
+        Ok(stamps.map_or(0, |(from, to)| to.duration_since(*from).as_nanos() as u64))
+    }
+
+    fn all_rows(rows: &mut Rows, batch: usize, pixels: usize) {
+        rows.set_all(batch, pixels);
+    }
+
+    fn all_channels(channels: &mut Channels, total: usize) {
+        channels.set_all(total);
+    }
+
+    fn same_rows(a: &Rows, b: &Rows) -> bool {
+        a.len() == b.len()
     }
 
     fn gather_gemm(
@@ -131,9 +234,9 @@ impl<E: Element> Backend for Cpu<E> {
         max_pool::run(queue.isa, queue.team, MaxPool { geometry, batch, input, output })
     }
 
-    fn mean_pool(queue: &mut CpuQueue<'_, E>, call: MeanPool<'_, Buffer<E>>) -> Result<()> {
+    fn mean_pool(queue: &mut CpuQueue<'_, E>, call: MeanPool<'_, Buffer<E>, Vec<f32>>) -> Result<()> {
         let MeanPool { rows, channels, input, input_rows, mean, output } = call;
-        let input = input.as_slice();
+        let (input, output) = (input.as_slice(), &mut output[..]);
         mean_pool::run(queue.isa, queue.team, MeanPool { rows, channels, input, input_rows, mean, output })
     }
 
@@ -161,16 +264,44 @@ impl<E: Element> Backend for Cpu<E> {
         input: &Buffer<E>,
         batch: usize,
         map: Extent,
-        margins: &mut [f32],
+        margins: &mut Vec<f32>,
     ) -> Result<()> {
         gate::patch(queue.isa, queue.team, gate, input.as_slice(), batch, map, margins)
     }
 
-    fn linear(queue: &mut CpuQueue<'_, E>, layer: &Linear, input: &[f32], output: &mut [f32]) -> Result<()> {
+    fn linear(
+        queue: &mut CpuQueue<'_, E>,
+        layer: &Linear,
+        batch: usize,
+        input: &Vec<f32>,
+        output: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (c_in, c_out) = (layer.c_in(), layer.c_out());
+        let geometry = format_args!("{c_in} → {c_out}, batch {batch}");
+        require("linear", "input", input.len(), &[batch, c_in], &geometry)?;
+        require("linear", "output", output.len(), &[batch, c_out], &geometry)?;
+        let (input, output) = (&input[..batch * c_in], &mut output[..batch * c_out]);
         gate::linear(queue.isa, queue.team, layer, input, output)
     }
 
-    fn from_nchw(queue: &mut CpuQueue<'_, E>, call: FromNchw<'_, Buffer<E>>) -> Result<()> {
+    fn decide(_queue: &mut CpuQueue<'_, E>, call: Decide<'_, Vec<f32>, Vec<bool>>) -> Result<()> {
+        let Decide { units, margins, at_least, keep, keep_at } = call;
+        gate::decide(Decide { units, margins: &margins[..], at_least, keep: &mut keep[..], keep_at })
+    }
+
+    fn list_rows(queue: &mut CpuQueue<'_, E>, call: BranchRows<'_, Vec<bool>, Vec<u32>, Rows>) -> Result<()> {
+        let BranchRows { branch, batch, keep, keep_at, schedule, rows, others, starts, starts_at } = call;
+        let (keep, starts) = (&keep[..], &mut starts[..]);
+        let call = BranchRows { branch, batch, keep, keep_at, schedule, rows, others, starts, starts_at };
+        compact::list_rows(&mut queue.scratch.rows, call)
+    }
+
+    fn list_channels(_queue: &mut CpuQueue<'_, E>, call: ListChannels<'_, Vec<bool>>) -> Result<()> {
+        let ListChannels { batch, group, total, keep, keep_at, channels } = call;
+        compact::list_channels(ListChannels { batch, group, total, keep: &keep[..], keep_at, channels })
+    }
+
+    fn from_nchw(queue: &mut CpuQueue<'_, E>, call: FromNchw<'_, Buffer<E>, &[f32]>) -> Result<()> {
         let FromNchw { batch, c, image, border, bordered, input, output } = call;
         let output = output.as_mut_slice();
         layout::from_nchw(queue.team, FromNchw { batch, c, image, border, bordered, input, output })
@@ -182,7 +313,7 @@ impl<E: Element> Backend for Cpu<E> {
         map: Extent,
         c: usize,
         input: &Buffer<E>,
-        output: &mut [f32],
+        output: &mut Vec<f32>,
     ) -> Result<()> {
         layout::to_nchw(queue.team, batch, map, c, input.as_slice(), output)
     }

@@ -29,6 +29,14 @@ pub enum Error {
     /// The instruction set was asked for by name and this machine lacks it.
     #[error("instruction set {0} is not available on this machine; available: {1}")]
     Isa(String, String),
+    /// A device did not do what it was asked for.
+    #[error("{what}: {why}")]
+    Device {
+        /// What that was.
+        what: String,
+        /// What the device or its driver said.
+        why: String,
+    },
     /// Memory for a buffer could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]
     OutOfMemory {
@@ -40,7 +48,7 @@ pub enum Error {
 }
 
 /// Result of a kernel or its preparation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// [`Error::Size`] unless the operand `what` holds as many elements as the product of `need`, which may overflow.
 pub(crate) fn require(

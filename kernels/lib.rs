@@ -97,7 +97,7 @@ mod team;
 mod testing;
 
 pub use active::{ActiveSet, Channels, Rows};
-pub use backend::Backend;
+pub use backend::{Backend, Value};
 pub use buffer::Buffer;
 pub use cpu::{Cpu, CpuQueue};
 pub(crate) use disjoint::Disjoint;

@@ -2,7 +2,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use laud::exec::Request;
-use laud::gate::{Policy, Units};
+use laud::gate::{Decisions, Policy, Rule, Units};
 use laud::train::{random_images, random_weights};
 use laud::{Element, Output, Session};
 use laud_models::NetSpec;
@@ -215,7 +215,13 @@ impl Policy for Fails {
         "fails"
     }
 
-    fn decide(&self, units: Units, _margins: &[f32], _keep: &mut [bool]) {
+    fn rule(&self) -> Rule<'_> {
+        Rule::Given(self)
+    }
+}
+
+impl Decisions for Fails {
+    fn decide(&self, units: Units, _keep: &mut [bool]) {
         assert!(units.block < 3, "no decision");
     }
 }

@@ -5,12 +5,17 @@
 //! kernel touches) and lists them as [`Rows`]. Everything is in ascending order, so results do not depend on who
 //! worked on what.
 //!
-//! On the CPU this is a few operations per 64 pixels and runs on the leading thread.
+//! [`BranchRows`] does all of that for a block at once. On the CPU this is a few operations per 64 pixels and runs on
+//! the leading thread.
 
+mod branch;
 #[cfg(test)]
 mod tests;
 
-use crate::{Channels, ConvGeometry, Extent, Rows};
+pub use branch::{Branch, BranchRows, Schedule, Scratch, list_rows};
+
+use crate::error::require;
+use crate::{Channels, ConvGeometry, Error, Extent, Result, Rows};
 
 /// One bit for every pixel of a batch of maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,9 +28,10 @@ pub struct BitMap {
 }
 
 impl BitMap {
-    /// Room for `batch` maps of size `map`, so that filling never allocates.
-    pub fn with_capacity(batch: usize, map: Extent) -> Self {
-        Self { bits: Vec::with_capacity(batch * map.h * map.w.div_ceil(64)), ..Self::default() }
+    /// Makes room for `batch` maps of size `map`, so that filling never allocates.
+    pub fn reserve(&mut self, batch: usize, map: Extent) {
+        let words = batch * map.h * map.w.div_ceil(64);
+        self.bits.reserve(words.saturating_sub(self.bits.len()));
     }
 
     fn reset(&mut self, batch: usize, map: Extent) {
@@ -174,13 +180,40 @@ fn widen(line: &[u64], conv: &ConvGeometry, wide: &mut [u64]) {
     }
 }
 
-/// Lists the channels of the kept groups of `group` channels; `keep` is `[batch, groups]`.
+/// Decisions about groups of channels → lists of channels. Decisions are `K`, lists `C`.
+pub struct ListChannels<'a, K: ?Sized, C = Channels> {
+    /// Samples.
+    pub batch: usize,
+    /// Channels of a group.
+    pub group: usize,
+    /// Channels of the layer.
+    pub total: usize,
+    /// Decisions, `[batch, total / group]` from element `keep_at` on.
+    pub keep: &'a K,
+    /// See [`keep`](Self::keep).
+    pub keep_at: usize,
+    /// The list.
+    pub channels: &'a mut C,
+}
+
+/// Runs one call.
 ///
-/// # Panics
-/// When `keep` does not hold `batch` samples.
-pub fn list_channels(keep: &[bool], batch: usize, group: usize, channels: &mut Channels, total: usize) {
+/// # Errors
+/// When the decisions are too few or the groups do not divide the channels.
+pub fn list_channels(call: ListChannels<'_, [bool]>) -> Result<()> {
+    let ListChannels { batch, group, total, keep, keep_at, channels } = call;
+    let geometry = format_args!("{total} channels in groups of {group}, batch {batch}");
+    if group == 0 || !total.is_multiple_of(group) {
+        let why = "the groups do not divide the channels";
+        return Err(Error::Geometry { op: "compact", why, geometry: geometry.to_string() });
+    }
     let groups = total / group;
-    assert_eq!(keep.len(), batch * groups, "compact: decisions about {groups} groups of {batch} samples");
+    require("compact", "decisions", keep.len().saturating_sub(keep_at), &[batch, groups], &geometry)?;
+    let keep = &keep[keep_at..][..batch * groups];
+    if keep.iter().all(|keep| *keep) {
+        channels.set_all(total);
+        return Ok(());
+    }
     channels.clear(total);
     for sample in keep.chunks_exact(groups.max(1)) {
         for (g, _) in sample.iter().enumerate().filter(|(_, keep)| **keep) {
@@ -188,4 +221,5 @@ pub fn list_channels(keep: &[bool], batch: usize, group: usize, channels: &mut C
         }
         channels.end_sample();
     }
+    Ok(())
 }

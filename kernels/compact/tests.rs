@@ -52,9 +52,89 @@ fn a_pixel_behind_a_strided_convolution_asks_for_its_receptive_field() {
 #[test]
 fn channels_come_in_groups() {
     let mut channels = Channels::default();
-    list_channels(&[true, false, true, false, false, true], 2, 4, &mut channels, 12);
+    let keep = &[false, true, false, true, false, false, true][..];
+    let call = ListChannels { batch: 2, group: 4, total: 12, keep, keep_at: 1, channels: &mut channels };
+    list_channels(call).unwrap();
     assert_eq!(channels.sample(0), Some(&[0, 1, 2, 3, 8, 9, 10, 11][..]));
     assert_eq!(channels.sample(1), Some(&[8, 9, 10, 11][..]));
+}
+
+/// A bottleneck on a 6×6 map behind 3×3 cells: 1×1, 3×3 with stride 1, 1×1.
+fn bottleneck(everywhere: bool) -> Branch {
+    let map = Extent { h: 6, w: 6 };
+    let pointwise = ConvGeometry::pointwise(map, 4, 4);
+    let middle = ConvGeometry { kernel: 3, pad_top: 1, pad_left: 1, ..pointwise };
+    Branch { grid: Extent { h: 3, w: 3 }, convs: vec![pointwise, middle, pointwise], everywhere }
+}
+
+/// Rows of the three convolutions, of what is left over, and how many the first two samples have of each convolution.
+fn listed(branch: &Branch, keep: &[bool], schedule: (usize, f32)) -> ([Vec<usize>; 4], Vec<u32>) {
+    let batch = keep.len() / branch.grid.pixels();
+    let (mut rows, mut others) = ([(); 3].map(|()| Rows::default()), Rows::default());
+    let mut starts = vec![7; 1 + 3 * (batch + 1)];
+    // In front of what is asked for lies something else.
+    let before: Vec<bool> = [true, false].into_iter().chain(keep.iter().copied()).collect();
+    let call = BranchRows {
+        branch,
+        batch,
+        keep: &before[..],
+        keep_at: 2,
+        schedule: Schedule { granularity: schedule.0, dense_above: schedule.1 },
+        rows: &mut rows,
+        others: Some(&mut others),
+        starts: &mut starts[..],
+        starts_at: 1,
+    };
+    list_rows(&mut Scratch::default(), call).unwrap();
+    assert_eq!(starts.remove(0), 7);
+    let counts = starts.chunks_exact(batch + 1).flat_map(|start| start.windows(2).map(|of| of[1] - of[0]));
+    let pixels = |rows: &Rows| (0..rows.len()).map(|i| rows.pixel(i)).collect();
+    ([&rows[0], &rows[1], &rows[2], &others].map(pixels), counts.collect())
+}
+
+#[test]
+fn a_branch_gathers_active_patches_with_their_halo() {
+    let (mut keep, every) = ([false; 18], (0..72).collect::<Vec<_>>());
+    let branch = bottleneck(false);
+    let nothing = ([vec![], vec![], vec![], every.clone()], vec![0; 6]);
+    assert_eq!(listed(&branch, &keep, (1, 1.0)), nothing);
+    assert_eq!(listed(&bottleneck(true), &keep, (2, 0.0)), nothing);
+    // The corner cell of the second sample.
+    keep[9] = true;
+    let patch = vec![36, 37, 42, 43];
+    let halo = vec![36, 37, 38, 42, 43, 44, 48, 49, 50];
+    let others: Vec<usize> = every.iter().copied().filter(|pixel| !patch.contains(pixel)).collect();
+    let gathered = ([halo, patch.clone(), patch.clone(), others.clone()], vec![0, 9, 0, 4, 0, 4]);
+    assert_eq!(listed(&branch, &keep, (1, 1.0)), gathered);
+    assert_eq!(listed(&branch, &keep, (1, 0.06)), gathered);
+    let square: Vec<usize> = (6..10).flat_map(|y| (0..4).map(move |x| y * 6 + x)).collect();
+    let halo: Vec<usize> = (6..11).flat_map(|y| (0..5).map(move |x| y * 6 + x)).collect();
+    let coarse = ([halo, square, patch.clone(), others.clone()], vec![0, 25, 0, 16, 0, 4]);
+    assert_eq!(listed(&branch, &keep, (2, 1.0)), coarse);
+    let dense = ([every.clone(), every.clone(), patch, others], vec![36, 36, 36, 36, 0, 4]);
+    assert_eq!(listed(&branch, &keep, (2, 1.0 / 18.0)), dense);
+    assert_eq!(listed(&bottleneck(true), &keep, (2, 1.0)), dense);
+    let all = ([every.clone(), every.clone(), every, vec![]], vec![36; 6]);
+    assert_eq!(listed(&branch, &[true; 18], (1, 1.0)), all);
+}
+
+#[test]
+fn a_branch_refuses_what_is_too_small() {
+    let branch = bottleneck(false);
+    let refuse = |keep: &[bool], lists: usize, starts: usize, granularity| {
+        let (mut rows, mut starts) = (vec![Rows::default(); lists], vec![0; starts]);
+        let schedule = Schedule { granularity, dense_above: 1.0 };
+        let (keep_at, others, starts_at) = (1, None, 0);
+        let (rows, starts) = (&mut rows[..], &mut starts[..]);
+        let branch = &branch;
+        let call = BranchRows { branch, batch: 2, keep, keep_at, schedule, rows, others, starts, starts_at };
+        list_rows(&mut Scratch::default(), call).err().map(|error| error.to_string())
+    };
+    assert_eq!(refuse(&[true; 19], 3, 9, 1), None);
+    assert!(refuse(&[true; 18], 3, 9, 1).unwrap().contains("decisions holds 17"));
+    assert!(refuse(&[true; 19], 2, 9, 1).unwrap().contains("lists holds 2"));
+    assert!(refuse(&[true; 19], 3, 8, 1).unwrap().contains("starts holds 8"));
+    assert!(refuse(&[true; 19], 3, 9, 0).unwrap().contains("granularity"));
 }
 
 proptest! {

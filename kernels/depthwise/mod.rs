@@ -106,11 +106,11 @@ impl Filter {
 }
 
 /// One call.
-pub struct Depthwise<'a, T: ?Sized> {
+pub struct Depthwise<'a, T: ?Sized, R = Rows, C = Channels> {
     /// Active output pixels.
-    pub rows: &'a Rows,
+    pub rows: &'a R,
     /// Active channels, of the input as of the output.
-    pub channels: &'a Channels,
+    pub channels: &'a C,
     /// Input activations, `[n, h, w, c]`.
     pub input: &'a T,
     /// Where the channels of an input row lie: `Natural` in a map that holds all of them, whose others are not read.

@@ -6,6 +6,7 @@
 //!
 //! * [`PatchGate`]: average over each cell of a grid, then a dot product over channels (`Masker_spatial`). Both are
 //!   linear, so pixels are multiplied as they are read and nothing is stored in between.
+//! * [`decide`]: margins to decisions.
 //! * [`Linear`]: the fully connected layers of channel gates, behind a mean over the map (`Masker_channel_MLP`) or
 //!   behind a 1×1 convolution and a mean (`conv_linear`).
 
@@ -15,6 +16,7 @@ mod tests;
 
 pub use cpu::{linear, patch};
 
+use crate::error::require;
 use crate::{Element, Error, Extent, Result};
 
 /// Weights of a gate that decides about the cells of a grid.
@@ -62,6 +64,34 @@ impl Linear {
     pub fn c_out(&self) -> usize {
         self.bias.len()
     }
+}
+
+/// One call of [`decide`]: margins are `M`, decisions `K`.
+pub struct Decide<'a, M: ?Sized, K: ?Sized> {
+    /// Units.
+    pub units: usize,
+    /// A margin for each unit.
+    pub margins: &'a M,
+    /// Keeps units whose margin is at least this; a margin that is no number never is.
+    pub at_least: f32,
+    /// Decisions, from element `keep_at` on.
+    pub keep: &'a mut K,
+    /// See [`keep`](Self::keep).
+    pub keep_at: usize,
+}
+
+/// Keeps units by their margins.
+///
+/// # Errors
+/// When an operand is too small.
+pub fn decide(call: Decide<'_, [f32], [bool]>) -> Result<()> {
+    let Decide { units, margins, at_least, keep, keep_at } = call;
+    let geometry = format_args!("{units} units");
+    require("decide", "margins", margins.len(), &[units], &geometry)?;
+    require("decide", "decisions", keep.len().saturating_sub(keep_at), &[units], &geometry)?;
+    let keep = &mut keep[keep_at..][..units];
+    keep.iter_mut().zip(margins).for_each(|(keep, margin)| *keep = *margin >= at_least);
+    Ok(())
 }
 
 /// Pixels `start..end` that cell `i` of `cells` averages along an axis of `pixels`: adaptive average pooling, whose

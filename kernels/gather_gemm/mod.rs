@@ -28,7 +28,7 @@ mod tests;
 pub use cpu::{Scratch, run};
 pub use filter::{Filter, FilterSpec};
 
-use crate::{Act, ActiveSet, Element, Error, Result};
+use crate::{Act, ActiveSet, Channels, Element, Error, Result, Rows};
 
 /// Where the rows of an operand lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,10 +39,11 @@ pub enum Placement {
     Compact,
 }
 
-/// One call, over operands of type `T`: slices here, device memory at the [`Backend`](crate::Backend).
-pub struct GatherGemm<'a, T: ?Sized> {
+/// One call, over operands of type `T` and lists `R` and `C`: slices here, device memory at the
+/// [`Backend`](crate::Backend).
+pub struct GatherGemm<'a, T: ?Sized, R = Rows, C = Channels> {
     /// What to compute.
-    pub active: ActiveSet<'a>,
+    pub active: ActiveSet<'a, R, C>,
     /// Input activations, `[rows, c_in]`.
     pub input: &'a T,
     /// Where the input rows lie; `Compact` only for pointwise geometries.

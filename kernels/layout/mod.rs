@@ -12,7 +12,7 @@ const PLANES: usize = 16;
 const PIXELS: usize = 64;
 
 /// Images on their way in.
-pub struct FromNchw<'a, T: ?Sized> {
+pub struct FromNchw<'a, T: ?Sized, I = &'a [f32]> {
     /// Samples.
     pub batch: usize,
     /// Channels.
@@ -24,7 +24,7 @@ pub struct FromNchw<'a, T: ?Sized> {
     /// Size with the border on all sides.
     pub bordered: Extent,
     /// `[n, c, h, w]`.
-    pub input: &'a [f32],
+    pub input: I,
     /// `[n, bordered.h, bordered.w, c]`; the border is written too.
     pub output: &'a mut T,
 }

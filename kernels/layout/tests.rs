@@ -14,7 +14,7 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
         let bordered = Extent { h: h + top + bottom, w: w + left + right };
         let input = Random(1).values(batch * c * h * w);
         let mut output = vec![f32::NAN; batch * c * bordered.pixels()];
-        let call = FromNchw { batch, c, image, border, bordered, input: &input, output: &mut output[..] };
+        let call = FromNchw { batch, c, image, border, bordered, input: &input[..], output: &mut output[..] };
         Team::scope(Some(&pool), |team| from_nchw(team, call)).unwrap();
         for n in 0..batch {
             for (y, x, channel) in (0..bordered.h)
@@ -36,7 +36,7 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
             image: bordered,
             border: plain,
             bordered,
-            input: &back,
+            input: &back[..],
             output: &mut again[..],
         };
         Team::scope(None, |team| from_nchw(team, call)).unwrap();
@@ -76,7 +76,7 @@ fn sizes_that_overflow_are_refused() {
         image: one,
         border: huge,
         bordered: one,
-        input: &[0.0; 4],
+        input: &[0.0; 4][..],
         output: &mut output[..],
     };
     assert!(Team::scope(None, |team| from_nchw(team, call)).is_err());

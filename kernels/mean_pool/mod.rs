@@ -35,11 +35,11 @@ pub enum Mean {
 }
 
 /// One call.
-pub struct MeanPool<'a, T: ?Sized> {
+pub struct MeanPool<'a, T: ?Sized, V: ?Sized = [f32], R = Rows, C = Channels> {
     /// Active pixels.
-    pub rows: &'a Rows,
+    pub rows: &'a R,
     /// Channels to average.
-    pub channels: &'a Channels,
+    pub channels: &'a C,
     /// Activations, `[rows, c]`.
     pub input: &'a T,
     /// Where the input rows lie.
@@ -47,7 +47,7 @@ pub struct MeanPool<'a, T: ?Sized> {
     /// What the mean is taken of.
     pub mean: Mean,
     /// `[n, c]`.
-    pub output: &'a mut [f32],
+    pub output: &'a mut V,
 }
 
 /// What shape errors show.

@@ -106,7 +106,7 @@ fn compact_rows() {
 fn operands_that_do_not_fit_are_refused() {
     let refuse = |rows: &Rows, channels: &Channels, inputs: usize, outputs: usize, input_rows, mean| {
         let (input, mut output) = (vec![0.0f32; inputs], vec![0.0; outputs]);
-        let call = MeanPool { rows, channels, input: &input[..], input_rows, mean, output: &mut output };
+        let call = MeanPool { rows, channels, input: &input[..], input_rows, mean, output: &mut output[..] };
         assert!(Team::scope(None, |team| run(Isa::detect(), team, call)).is_err());
     };
     use Placement::{Compact, Natural};

@@ -115,11 +115,11 @@ impl Weights {
 }
 
 /// One call.
-pub struct SqueezeExcite<'a, T: ?Sized> {
+pub struct SqueezeExcite<'a, T: ?Sized, R = Rows, C = Channels> {
     /// Active pixels.
-    pub rows: &'a Rows,
+    pub rows: &'a R,
     /// Active channels.
-    pub channels: &'a Channels,
+    pub channels: &'a C,
     /// Activations, `[rows, c]`; everything outside the active set stays as it is.
     pub data: &'a mut T,
     /// Where the rows lie; `Compact` not with [`Mean::AllPixels`].

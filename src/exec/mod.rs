@@ -3,6 +3,7 @@
 //! [`Executor`] is the only type outside the kernels that is generic over the backend. It is used through
 //! [`Runnable`], so that everything above is chosen once, when the session is built.
 
+mod account;
 mod block;
 mod fold;
 mod network;
@@ -12,20 +13,21 @@ mod workspace;
 pub use fold::Weights;
 pub use trace::{BlockTrace, Count, MAX_CONVS, Trace};
 
-use crate::gate::Policy;
+use crate::gate::{Policy, Rule, UnitKind, Units};
 use crate::plan::ExecutionPlan;
+use account::Records;
 use anyhow::{Context, Result, ensure};
+use block::everywhere;
 use laud_kernels::gather_gemm::Placement;
 use laud_kernels::layout::FromNchw;
 use laud_kernels::max_pool::MaxPool;
 use laud_kernels::mean_pool::{Mean, MeanPool};
-use laud_kernels::{ActiveSet, Backend, Extent};
+use laud_kernels::{Backend, Extent};
 use laud_models::NetSpec;
 use network::{Conv, Network};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
-use workspace::Workspace;
+use workspace::{Lists, Maps, Results, Workspace};
 
 /// What an inference is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -149,95 +151,181 @@ impl<B: Backend> Runnable for Executor<B> {
         let most = u32::MAX as usize / self.network.stem.geometry.input.pixels();
         ensure!(batch <= most, "a batch of {batch} images; {most} are the most at once");
         output.prepare(&self.network, request);
-        let at_once = batch.min(self.network.samples_at_once());
+        let at_once = batch.min(self.network.samples_at_once(&self.backend));
         let mut workspace = self.workspace(at_once)?;
-        let Workspace { scratch, image, stream, branch, lists, .. } = &mut *workspace;
-        let program = |queue: &mut B::Queue<'_>| {
+        if request.features {
+            self.make_stages(&mut workspace)?;
+        }
+        let Workspace { scratch, maps, lists, results, .. } = &mut *workspace;
+        let rule = policy.rule();
+        let inference = |queue: &mut B::Queue<'_>| {
             for first in (0..batch).step_by(at_once) {
                 let samples = first..batch.min(first + at_once);
-                let memory = Memory {
-                    image: &mut *image,
-                    stream: &mut *stream,
-                    branch: &mut *branch,
-                    lists: &mut *lists,
-                };
-                Program::<B> { network: &self.network, plan: &self.plan, policy, request, samples }
-                    .run(queue, memory, output)?;
+                let (network, plan) = (&self.network, &self.plan);
+                let program = Program::<B> { network, plan, rule, request, samples };
+                program.decide(queue, results)?;
+                let images = program.images();
+                B::play(queue, program.key(), images, |queue, images| {
+                    program.issue(queue, images, maps, lists, results)
+                })?;
+                program.tell(queue, results, output)?;
             }
             Ok(())
         };
-        let outcome = self.backend.run(scratch, program);
+        let outcome = self.backend.run(scratch, inference);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
         outcome
     }
 }
 
-/// The parts of a workspace that a program uses, apart from the backend's own.
-struct Memory<'a, B: Backend> {
-    image: &'a mut B::Buffer,
-    stream: &'a mut [B::Buffer; 2],
-    branch: &'a mut [B::Buffer; 2],
-    lists: &'a mut workspace::Lists,
+impl<B: Backend> Executor<B> {
+    /// Memory for the feature maps behind the stages.
+    fn make_stages(&self, workspace: &mut Workspace<B>) -> Result<()> {
+        let (batch, stages) = (workspace.batch, &mut workspace.results.stages);
+        for block in self.network.stage_ends().skip(stages.len()) {
+            let values = batch * block.output.pixels() * block.c_out();
+            stages.push(self.backend.vector(values, "feature map behind a stage")?);
+        }
+        Ok(())
+    }
 }
 
 /// Some samples of an inference from the top.
 struct Program<'a, B: Backend> {
     network: &'a Network<B>,
     plan: &'a ExecutionPlan,
-    policy: &'a dyn Policy,
+    rule: Rule<'a>,
     request: Request<'a>,
     samples: Range<usize>,
 }
 
+/// Stamps of an inference: around the stem, around and between the steps of every block, around the head.
+fn stamps(blocks: usize) -> usize {
+    2 + 4 * blocks + 2
+}
+
 impl<B: Backend> Program<'_, B> {
-    fn run(&self, queue: &mut B::Queue<'_>, memory: Memory<'_, B>, output: &mut Output) -> Result<()> {
-        let Memory { image, stream, branch, lists } = memory;
-        let Request { timed, .. } = self.request;
-        let Range { start: first, .. } = self.samples;
-        let batch = self.samples.len();
-        let mut clock = Instant::now();
-        let mut lap = || {
-            let passed = clock.elapsed().as_nanos() as u64;
-            clock = Instant::now();
-            if timed { passed } else { 0 }
+    /// Decisions that do not depend on margins.
+    fn decide(&self, queue: &mut B::Queue<'_>, results: &mut Results<B>) -> Result<()> {
+        let Rule::Given(decisions) = self.rule else { return Ok(()) };
+        let (first, batch) = (self.samples.start, self.samples.len());
+        let Results { keep, slots, .. } = results;
+        let fill = |keep: &mut [bool]| {
+            for (i, (block, slot)) in self.network.blocks.iter().zip(slots).enumerate() {
+                let mut gate = |kind, at: usize, per_sample| {
+                    let units = Units { block: i, kind, first, batch, per_sample };
+                    decisions.decide(units, &mut keep[at..][..batch * per_sample]);
+                };
+                if let Some(patches) = &block.patch_gate {
+                    gate(UnitKind::Patch, slot.patches, patches.cells());
+                }
+                if let Some(channels) = &block.channel_gate {
+                    gate(UnitKind::ChannelGroup, slot.groups, channels.groups);
+                }
+            }
         };
-        self.stem(queue, image, stream, lists).context("stem")?;
-        output.trace.stem_ns += lap();
-        let context = block::Run { first, batch, policy: self.policy, timed };
+        Ok(B::upload(queue, keep, fill)?)
+    }
+
+    fn images(&self) -> &[f32] {
+        let values = self.network.stem.geometry.c_in * self.network.image.pixels();
+        &self.request.images[self.samples.start * values..self.samples.end * values]
+    }
+
+    /// Everything that [`issue`](Self::issue) depends on; `None` when it reads the clock.
+    fn key(&self) -> Option<u64> {
+        let (given, at_least) = match self.rule {
+            Rule::Given(_) => (1, 0),
+            Rule::Margin { at_least } => (0, at_least.to_bits()),
+        };
+        let flags = u64::from(self.request.features) << 1 | given;
+        // Batches fit 30 bits: pixels of a batch are counted in 32, and maps of fewer than 4 have no room for a block.
+        (!self.request.timed).then_some((self.samples.len() as u64) << 34 | flags << 32 | u64::from(at_least))
+    }
+
+    /// Issues every operation, from the image to the logits.
+    fn issue(
+        &self,
+        queue: &mut B::Queue<'_>,
+        images: B::Images<'_>,
+        maps: &mut Maps<B>,
+        lists: &mut Lists<B>,
+        results: &mut Results<B>,
+    ) -> Result<()> {
+        let at_least = match self.rule {
+            Rule::Given(_) => None,
+            Rule::Margin { at_least } => Some(at_least),
+        };
+        let batch = self.samples.len();
+        let run = block::Run { batch, at_least, timed: self.request.timed };
+        run.stamp::<B>(queue);
+        self.stem(queue, images, maps, lists).context("stem")?;
+        run.stamp::<B>(queue);
         let mut stage = 0;
         for (i, (block, plan)) in self.network.blocks.iter().zip(&self.plan.blocks).enumerate() {
-            let entry = block::run(queue, &context, (i, block), plan, stream, branch, lists);
-            output.trace.blocks[i].add(&entry.with_context(|| format!("block {}", block.name))?);
-            if self.request.masks {
-                output.masks[i].extend(block, batch, lists);
-            }
-            let ends_stage = self.network.blocks.get(i + 1).is_none_or(|next| next.stage != block.stage);
-            if self.request.features && ends_stage {
-                let sample = block.output.pixels() * block.c_out();
-                let values = &mut output.features[stage].values[first * sample..][..batch * sample];
-                B::to_nchw(queue, batch, block.output, block.c_out(), &stream[0], values)?;
+            block::run(queue, run, (block, plan, results.slots[i]), maps, lists, results)
+                .with_context(|| format!("block {}", block.name))?;
+            if self.request.features && self.network.ends_stage(i) {
+                let (stream, values) = (&maps.stream[0], &mut results.stages[stage]);
+                B::to_nchw(queue, batch, block.output, block.c_out(), stream, values)?;
+                B::fetch(queue, values)?;
                 stage += 1;
             }
         }
-        lap();
-        let classes = self.network.classifier.c_out();
-        let logits = &mut output.logits[first * classes..][..batch * classes];
-        self.head(queue, stream, lists, logits).context("head")?;
-        output.trace.head_ns += lap();
+        run.stamp::<B>(queue);
+        self.head(queue, maps, lists, &mut results.logits).context("head")?;
+        run.stamp::<B>(queue);
+        B::fetch(queue, &mut results.logits)?;
+        B::fetch(queue, &mut results.keep)?;
+        B::fetch(queue, &mut results.starts)?;
+        Ok(())
+    }
+
+    /// Reads what the inference gave.
+    fn tell(&self, queue: &mut B::Queue<'_>, results: &Results<B>, output: &mut Output) -> Result<()> {
+        let (first, batch) = (self.samples.start, self.samples.len());
+        let classes = self.network.classifier.c_out;
+        let logits = &B::read(queue, &results.logits)?[..batch * classes];
+        output.logits[first * classes..][..batch * classes].copy_from_slice(logits);
+        for (map, values) in output.features.iter_mut().zip(&results.stages) {
+            let sample = map.shape[1..].iter().product::<usize>();
+            let values = &B::read(queue, values)?[..batch * sample];
+            map.values[first * sample..][..batch * sample].copy_from_slice(values);
+        }
+        let (keep, starts) = (B::read(queue, &results.keep)?, B::read(queue, &results.starts)?);
+        let records = Records { batch, keep, starts };
+        for (i, (block, plan)) in self.network.blocks.iter().zip(&self.plan.blocks).enumerate() {
+            let mut trace = records.trace((block, plan, results.slots[i]));
+            if self.request.timed {
+                let at = 2 + 4 * i;
+                trace.gate_ns = B::lap(queue, at)?;
+                trace.compact_ns = B::lap(queue, at + 1)?;
+                trace.compute_ns = B::lap(queue, at + 2)?;
+            }
+            output.trace.blocks[i].add(&trace);
+            if let Some(masks) = output.masks.get_mut(i) {
+                masks.patches.extend_from_slice(records.patches(block, results.slots[i]));
+                masks.channel_groups.extend_from_slice(records.groups(block, results.slots[i]));
+            }
+        }
+        if self.request.timed {
+            output.trace.stem_ns += B::lap(queue, 0)?;
+            output.trace.head_ns += B::lap(queue, stamps(self.network.blocks.len()) - 2)?;
+        }
         Ok(())
     }
 
     fn stem(
         &self,
         queue: &mut B::Queue<'_>,
-        image: &mut B::Buffer,
-        stream: &mut [B::Buffer; 2],
-        lists: &mut workspace::Lists,
+        images: B::Images<'_>,
+        maps: &mut Maps<B>,
+        lists: &mut Lists<B>,
     ) -> Result<()> {
         let Network { stem, border, image: size, pool, .. } = self.network;
+        let Maps { image, stream, .. } = maps;
         let geometry = &stem.geometry;
-        let (batch, values) = (self.samples.len(), geometry.c_in * size.pixels());
-        let images = &self.request.images[self.samples.start * values..self.samples.end * values];
+        let batch = self.samples.len();
         let call = FromNchw {
             batch,
             c: geometry.c_in,
@@ -245,10 +333,10 @@ impl<B: Backend> Program<'_, B> {
             border: Extent { h: border.top, w: border.left },
             bordered: geometry.input,
             input: images,
-            output: image,
+            output: &mut *image,
         };
         B::from_nchw(queue, call)?;
-        everywhere::<B>(queue, stem, batch, image, &mut stream[0], lists)?;
+        everywhere(queue, stem, batch, image, &mut stream[0], lists)?;
         if let Some(geometry) = *pool {
             let [input, output] = stream;
             B::max_pool(queue, MaxPool { geometry, batch, input: &*input, output })?;
@@ -260,59 +348,35 @@ impl<B: Backend> Program<'_, B> {
     fn head(
         &self,
         queue: &mut B::Queue<'_>,
-        stream: &mut [B::Buffer; 2],
-        lists: &mut workspace::Lists,
-        logits: &mut [f32],
+        maps: &mut Maps<B>,
+        lists: &mut Lists<B>,
+        logits: &mut B::Vector<f32>,
     ) -> Result<()> {
         let batch = self.samples.len();
-        let [input, output] = stream;
+        let [input, output] = &mut maps.stream;
         let mut map =
             self.network.blocks.last().map_or(self.network.stem.geometry.output, |block| block.output);
         let mut last = &*input;
         if let Some(conv) = &self.network.head {
-            everywhere::<B>(queue, conv, batch, input, output, lists)?;
+            everywhere(queue, conv, batch, input, output, lists)?;
             (map, last) = (conv.geometry.output, &*output);
         }
-        let c = self.network.classifier.c_in();
-        lists.all_output.set_all(batch, map.pixels());
-        lists.all_channels[0].set_all(c);
+        let classifier = &self.network.classifier;
+        let Lists { features: [means, _], all_rows: rows, all_channels: [channels, _], .. } = lists;
+        B::all_rows(rows, batch, map.pixels());
+        B::all_channels(channels, classifier.c_in);
         let call = MeanPool {
-            rows: &lists.all_output,
-            channels: &lists.all_channels[0],
+            rows: &*rows,
+            channels: &*channels,
             input: last,
             input_rows: Placement::Natural,
             mean: Mean::Active,
-            output: &mut lists.features[0][..batch * c],
+            output: &mut *means,
         };
         B::mean_pool(queue, call)?;
-        B::linear(queue, &self.network.classifier, &lists.features[0][..batch * c], logits)?;
+        B::linear(queue, &classifier.weights, batch, means, logits)?;
         Ok(())
     }
-}
-
-/// A convolution of every pixel.
-fn everywhere<B: Backend>(
-    queue: &mut B::Queue<'_>,
-    conv: &Conv<B>,
-    batch: usize,
-    input: &B::Buffer,
-    output: &mut B::Buffer,
-    lists: &mut workspace::Lists,
-) -> Result<()> {
-    let g = &conv.geometry;
-    lists.all_output.set_all(batch, g.output.pixels());
-    lists.all_channels[0].set_all(g.c_in);
-    lists.all_channels[1].set_all(g.c_out);
-    let [c_in, c_out] = &lists.all_channels;
-    let active = ActiveSet { rows: &lists.all_output, c_in, c_out };
-    block::convolve(
-        queue,
-        conv,
-        active,
-        Placement::Natural,
-        Placement::Natural,
-        block::Operands { input, output, residual: false },
-    )
 }
 
 impl Output {
@@ -320,43 +384,25 @@ impl Output {
     fn prepare<B: Backend>(&mut self, network: &Network<B>, request: Request<'_>) {
         let Request { batch, features, masks, .. } = request;
         self.logits.clear();
-        self.logits.resize(batch * network.classifier.c_out(), 0.0);
+        self.logits.resize(batch * network.classifier.c_out, 0.0);
         self.trace.batch = batch;
         (self.trace.stem_ns, self.trace.head_ns) = (0, 0);
         self.trace.blocks.clear();
         self.trace.blocks.resize(network.blocks.len(), BlockTrace::default());
-        let head = network.head.as_ref().map_or(0, Conv::macs) + network.classifier.weight.len();
+        let classifier = network.classifier.c_in * network.classifier.c_out;
+        let head = network.head.as_ref().map_or(0, Conv::macs) + classifier;
         self.trace.stem_macs = (batch * network.stem.macs()) as u64;
         self.trace.head_macs = (batch * head) as u64;
-        let ends =
-            |i: usize| network.blocks.get(i + 1).is_none_or(|next| next.stage != network.blocks[i].stage);
-        let mut stage = 0;
-        for (i, block) in network.blocks.iter().enumerate().filter(|_| features) {
-            if ends(i) {
-                if self.features.len() == stage {
-                    self.features.push(FeatureMap::default());
-                }
-                let map = &mut self.features[stage];
-                map.shape = [batch, block.c_out(), block.output.h, block.output.w];
-                map.values.resize(map.shape.iter().product(), 0.0);
-                stage += 1;
-            }
+        let stages = if features { network.stage_ends().count() } else { 0 };
+        self.features.resize(stages, FeatureMap::default());
+        for (map, block) in self.features.iter_mut().zip(network.stage_ends()) {
+            map.shape = [batch, block.c_out(), block.output.h, block.output.w];
+            map.values.resize(map.shape.iter().product(), 0.0);
         }
-        self.features.truncate(stage);
         self.masks.resize(if masks { network.blocks.len() } else { 0 }, BlockMasks::default());
         for BlockMasks { patches, channel_groups } in &mut self.masks {
             patches.clear();
             channel_groups.clear();
         }
-    }
-}
-
-impl BlockMasks {
-    /// Adds the decisions about further samples.
-    fn extend<B: Backend>(&mut self, block: &network::Block<B>, batch: usize, lists: &workspace::Lists) {
-        let cells = block.patch_gate.as_ref().map_or(0, |gate| gate.grid.pixels());
-        let groups = block.channel_gate.as_ref().map_or(0, |gate| gate.groups);
-        self.patches.extend_from_slice(&lists.keep_patches[..batch * cells]);
-        self.channel_groups.extend_from_slice(&lists.keep_channels[..batch * groups]);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::fold::{self, Folded, Weights, act, extent, margin_rows};
 use anyhow::{Context, Result, ensure};
-use laud_kernels::gate::{Linear, PatchGate};
+use laud_kernels::compact::Branch;
+use laud_kernels::gate;
 use laud_kernels::gather_gemm::FilterSpec;
 use laud_kernels::squeeze_excite::WeightsSpec;
 use laud_kernels::{Act, Backend, ConvGeometry, Extent};
@@ -20,7 +21,20 @@ pub(super) struct Network<B: Backend> {
     pub(super) pool: Option<ConvGeometry>,
     pub(super) blocks: Vec<Block<B>>,
     pub(super) head: Option<Conv<B>>,
-    pub(super) classifier: Linear,
+    pub(super) classifier: Linear<B>,
+}
+
+/// A fully connected layer.
+pub(super) struct Linear<B: Backend> {
+    pub(super) weights: B::Linear,
+    pub(super) c_in: usize,
+    pub(super) c_out: usize,
+}
+
+/// A gate about patches, and what its decisions mean for the convolutions behind it.
+pub(super) struct PatchGate<B: Backend> {
+    pub(super) weights: B::PatchGate,
+    pub(super) branch: Branch,
 }
 
 /// A convolution of either kind.
@@ -46,7 +60,7 @@ pub(super) struct Block<B: Backend> {
     pub(super) squeeze: Option<(B::SqueezeExcite, SqueezePooling)>,
     pub(super) shortcut: PreparedShortcut<B>,
     pub(super) act: Act,
-    pub(super) patch_gate: Option<PatchGate>,
+    pub(super) patch_gate: Option<PatchGate<B>>,
     pub(super) channel_gate: Option<ChannelGate<B>>,
 }
 
@@ -60,7 +74,7 @@ pub(super) enum PreparedShortcut<B: Backend> {
 pub(super) struct ChannelGate<B: Backend> {
     /// The 1×1 convolution of `conv_linear`, in front of the mean.
     pub(super) reduce: Option<Conv<B>>,
-    pub(super) layers: Vec<Linear>,
+    pub(super) layers: Vec<Linear<B>>,
     pub(super) groups: usize,
     pub(super) group_size: usize,
 }
@@ -87,17 +101,30 @@ impl<B: Backend> Block<B> {
     }
 }
 
-/// Bytes of the largest feature map of the samples that run together. More samples amortise the weights better, until
-/// their maps no longer stay in the caches between two convolutions.
-const AT_ONCE_BYTES: usize = 2 << 20;
+impl<B: Backend> PatchGate<B> {
+    /// Units of one sample.
+    pub(super) fn cells(&self) -> usize {
+        self.branch.grid.pixels()
+    }
+}
 
 impl<B: Backend> Network<B> {
+    /// Whether block `i` is the last of its stage.
+    pub(super) fn ends_stage(&self, i: usize) -> bool {
+        self.blocks.get(i + 1).is_none_or(|next| next.stage != self.blocks[i].stage)
+    }
+
+    /// The last block of every stage.
+    pub(super) fn stage_ends(&self) -> impl Iterator<Item = &Block<B>> {
+        (0..self.blocks.len()).filter(|&i| self.ends_stage(i)).map(|i| &self.blocks[i])
+    }
+
     /// How many samples to take through the network together.
-    pub(super) fn samples_at_once(&self) -> usize {
+    pub(super) fn samples_at_once(&self, backend: &B) -> usize {
         let bytes = |map: Extent, c: usize| map.pixels() * c * size_of::<B::Elem>();
         let convs = self.blocks.iter().flat_map(|block| &block.convs).chain([&self.stem]);
         let largest = convs.map(|conv| bytes(conv.geometry.output, conv.geometry.c_out)).max();
-        (AT_ONCE_BYTES / largest.unwrap_or(1).max(1)).max(1)
+        (backend.map_bytes() / largest.unwrap_or(1).max(1)).max(1)
     }
 
     /// Reads, folds and packs every tensor, one at a time.
@@ -114,8 +141,7 @@ impl<B: Backend> Network<B> {
         let blocks = spec.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
         let last = spec.blocks.last().map_or(MapSize { h: map.h, w: map.w }, |block| block.output);
         let head = spec.head.conv.as_ref().map(|conv| gemm(backend, weights, conv, last)).transpose()?;
-        let (weight, bias) = fold::linear(weights, &spec.head.fc)?;
-        let classifier = Linear::new(weight, bias, false)?;
+        let classifier = linear(backend, fold::linear(weights, &spec.head.fc)?, false)?;
         let image = extent(spec.input.size);
         Ok(Self { stem, border: spec.stem.conv.pad, image, pool, blocks, head, classifier })
     }
@@ -167,12 +193,14 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
         spec.output.h,
         spec.output.w
     );
-    let squeeze = spec.squeeze_excite.as_ref().map(|se| {
+    let squeeze = spec.squeeze_excite.as_ref();
+    let squeeze = squeeze.map(|se| {
         let (fc1, fc2) = (fold::linear(weights, &se.fc1)?, fold::linear(weights, &se.fc2)?);
         let (c, q) = (se.fc1.c_in, se.fc1.c_out);
         let weights = WeightsSpec { c, q, fc1: &fc1.0, bias1: &fc1.1, fc2: &fc2.0, bias2: &fc2.1 };
         anyhow::Ok((backend.squeeze_excite_weights(&weights)?, se.pooling))
     });
+    let squeeze = squeeze.transpose()?;
     let shortcut = match &spec.shortcut {
         Shortcut::None => PreparedShortcut::None,
         Shortcut::Identity => PreparedShortcut::Identity,
@@ -181,7 +209,12 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
             PreparedShortcut::PadChannels { stride: *stride, before: *before }
         }
     };
-    let patch_gate = spec.gate.spatial.as_ref().map(|gate| prepare_patch_gate(weights, gate)).transpose()?;
+    let everywhere = squeeze.as_ref().is_some_and(|(_, pooling)| *pooling == SqueezePooling::Dense);
+    let branch = |grid| Branch { grid, convs: convs.iter().map(|conv| conv.geometry).collect(), everywhere };
+    let patch_gate = spec.gate.spatial.as_ref();
+    let patch_gate = patch_gate
+        .map(|gate| prepare_patch_gate(backend, weights, gate, branch(extent(gate.grid))))
+        .transpose()?;
     let channel_gate = spec.gate.channel.as_ref();
     let channel_gate =
         channel_gate.map(|gate| prepare_channel_gate(backend, weights, gate, spec.input)).transpose()?;
@@ -191,7 +224,7 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
         input: extent(spec.input),
         output: extent(spec.output),
         convs,
-        squeeze: squeeze.transpose()?,
+        squeeze,
         shortcut,
         act: act(spec.act),
         patch_gate,
@@ -199,10 +232,22 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
     })
 }
 
-fn prepare_patch_gate(weights: &dyn Weights, spec: &SpatialGateSpec) -> Result<PatchGate> {
+fn linear<B: Backend>(backend: &B, (weight, bias): (Vec<f32>, Vec<f32>), relu: bool) -> Result<Linear<B>> {
+    let layer = gate::Linear::new(weight, bias, relu)?;
+    let (c_in, c_out) = (layer.c_in(), layer.c_out());
+    Ok(Linear { weights: backend.linear_weights(layer)?, c_in, c_out })
+}
+
+fn prepare_patch_gate<B: Backend>(
+    backend: &B,
+    weights: &dyn Weights,
+    spec: &SpatialGateSpec,
+    branch: Branch,
+) -> Result<PatchGate<B>> {
     let weight = fold::tensor(weights, &format!("{}.conv.weight", spec.prefix), 2 * spec.c_in)?;
     let bias = fold::tensor(weights, &format!("{}.conv.bias", spec.prefix), 2)?;
-    Ok(PatchGate { weight: margin_rows(&weight), bias: bias[0] - bias[1], grid: extent(spec.grid) })
+    let gate = gate::PatchGate { weight: margin_rows(&weight), bias: bias[0] - bias[1], grid: branch.grid };
+    Ok(PatchGate { weights: backend.patch_gate_weights(gate)?, branch })
 }
 
 fn prepare_channel_gate<B: Backend>(
@@ -216,20 +261,21 @@ fn prepare_channel_gate<B: Backend>(
         let (weight, bias) = (name(&format!("{part}.weight")), Some(name(&format!("{part}.bias"))));
         fold::linear(weights, &LinearSpec { weight, bias, c_in, c_out })
     };
-    let margins =
-        |(weight, bias): (Vec<f32>, Vec<f32>)| Linear::new(margin_rows(&weight), margin_rows(&bias), false);
+    let last = |(weight, bias): (Vec<f32>, Vec<f32>)| {
+        linear(backend, (margin_rows(&weight), margin_rows(&bias)), false)
+    };
     let logits = 2 * spec.groups;
     let mut reduce = None;
     let layers = match spec.head {
-        ChannelHead::Mlp1 => vec![margins(layer("conv", spec.c_in, logits)?)?],
-        ChannelHead::Mlp2 { hidden } => {
-            let (weight, bias) = layer("conv.0", spec.c_in, hidden)?;
-            vec![Linear::new(weight, bias, true)?, margins(layer("conv.2", hidden, logits)?)?]
-        }
+        ChannelHead::Mlp1 => vec![last(layer("conv", spec.c_in, logits)?)?],
+        ChannelHead::Mlp2 { hidden } => vec![
+            linear(backend, layer("conv.0", spec.c_in, hidden)?, true)?,
+            last(layer("conv.2", hidden, logits)?)?,
+        ],
         ChannelHead::ConvLinear { hidden } => {
             let conv = spec.reduce_conv(hidden);
             reduce = Some(gemm(backend, weights, &conv, input)?);
-            vec![margins(layer("linear", hidden, logits)?)?]
+            vec![last(layer("linear", hidden, logits)?)?]
         }
     };
     Ok(ChannelGate { reduce, layers, groups: spec.groups, group_size: spec.group_size })

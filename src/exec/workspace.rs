@@ -1,112 +1,155 @@
 //! Memory of one inference, made once and used again.
 
-use super::network::{Block, ConvWeights, Network, PreparedShortcut};
+use super::network::{Block, Conv, ConvWeights, Network, PreparedShortcut};
 use super::trace::MAX_CONVS;
 use anyhow::Result;
-use laud_kernels::compact::BitMap;
-use laud_kernels::{Backend, Channels, Extent, Rows};
+use laud_kernels::{Backend, Extent};
 
 /// Buffers, lists and decisions for inferences of up to `batch` samples.
 pub(super) struct Workspace<B: Backend> {
     pub(super) batch: usize,
     pub(super) scratch: B::Scratch,
+    pub(super) maps: Maps<B>,
+    pub(super) lists: Lists<B>,
+    pub(super) results: Results<B>,
+}
+
+/// Feature maps.
+pub(super) struct Maps<B: Backend> {
     /// The image with its border.
     pub(super) image: B::Buffer,
     /// The residual stream: a block reads one and writes the same or the other.
     pub(super) stream: [B::Buffer; 2],
     /// What the branch's convolutions hand on.
     pub(super) branch: [B::Buffer; 2],
-    pub(super) lists: Lists,
 }
 
 /// What is active in the block being run, and the memory to find out.
-pub(super) struct Lists {
-    /// Decisions about patches and channel groups.
-    pub(super) margins: Vec<f32>,
-    pub(super) keep_patches: Vec<bool>,
-    pub(super) keep_channels: Vec<bool>,
-    /// Decisions about patches at the granularity of the plan.
-    pub(super) coarse: Vec<bool>,
+pub(super) struct Lists<B: Backend> {
+    pub(super) margins: B::Vector<f32>,
     /// Means and hidden features of channel gates, and of the head.
-    pub(super) features: [Vec<f32>; 2],
+    pub(super) features: [B::Vector<f32>; 2],
     /// Active output pixels of each convolution of the branch.
-    pub(super) maps: [BitMap; MAX_CONVS],
-    pub(super) rows: [Rows; MAX_CONVS],
+    pub(super) rows: [B::Rows; MAX_CONVS],
     /// Pixels outside the mask, which a projection shortcut fills too.
-    pub(super) others: Rows,
-    /// Every pixel of the block's input map and of its output map.
-    pub(super) all_input: Rows,
-    pub(super) all_output: Rows,
+    pub(super) others: B::Rows,
+    /// Every pixel of the map that an operation reads or writes.
+    pub(super) all_rows: B::Rows,
     /// Active channels inside the branch.
-    pub(super) inner: Channels,
+    pub(super) inner: B::Channels,
     /// Every channel, for operands that are not gated.
-    pub(super) all_channels: [Channels; 2],
+    pub(super) all_channels: [B::Channels; 2],
+}
+
+/// What is told when an inference is over.
+pub(super) struct Results<B: Backend> {
+    pub(super) logits: B::Vector<f32>,
+    /// Feature maps behind the stages; made when somebody asks.
+    pub(super) stages: Vec<B::Vector<f32>>,
+    /// Decisions of every gate, and numbers of rows of every convolution behind one; see [`Slot`].
+    pub(super) keep: B::Vector<bool>,
+    pub(super) starts: B::Vector<u32>,
+    /// One for every block.
+    pub(super) slots: Vec<Slot>,
+}
+
+/// Where the results of a block begin.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Slot {
+    /// Decisions about patches, `[batch, cells]`.
+    pub(super) patches: usize,
+    /// Decisions about channel groups, `[batch, groups]`.
+    pub(super) groups: usize,
+    /// Where the rows of each sample start, `[convolutions, batch + 1]`.
+    pub(super) starts: usize,
 }
 
 impl<B: Backend> Workspace<B> {
     /// Makes everything that inferences of up to `batch` samples need.
     pub(super) fn new(backend: &B, network: &Network<B>, batch: usize) -> Result<Self> {
-        let mut sizes = Sizes::default();
-        let stem = &network.stem.geometry;
-        sizes.stream(stem.output, stem.c_out);
-        if let Some(pool) = network.pool {
-            sizes.stream(pool.output, stem.c_out);
-        }
-        for block in &network.blocks {
-            sizes.block(block);
-        }
-        if let Some(conv) = &network.head {
-            sizes.stream(conv.geometry.output, conv.geometry.c_out);
-        }
-        let features = network.classifier.c_in().max(network.classifier.c_out()).max(sizes.features);
+        let sizes = Sizes::of(network);
         let buffer = |per_sample: usize, what: &str| backend.buffer(batch * per_sample, what);
-        let mut scratch = backend.scratch()?;
-        let mut reserve = |conv: &super::network::Conv<B>, channels| match &conv.weights {
-            ConvWeights::Gemm(filter) => backend.reserve(&mut scratch, filter, channels),
-            ConvWeights::Depthwise(_) => Ok(()),
-        };
-        reserve(&network.stem, false)?;
-        network.head.iter().try_for_each(|conv| reserve(conv, false))?;
-        for block in &network.blocks {
-            block.convs.iter().try_for_each(|conv| reserve(conv, block.channel_gate.is_some()))?;
-            if let PreparedShortcut::Projection(conv) = &block.shortcut {
-                reserve(conv, false)?;
-            }
-            if let Some(conv) = block.channel_gate.as_ref().and_then(|gate| gate.reduce.as_ref()) {
-                reserve(conv, false)?;
-            }
-        }
-        for (weights, _) in network.blocks.iter().filter_map(|block| block.squeeze.as_ref()) {
-            backend.reserve_squeeze_excite(&mut scratch, weights, batch)?;
-        }
-        let lists = Lists {
-            margins: vec![0.0; batch * sizes.units],
-            keep_patches: vec![false; batch * sizes.units],
-            keep_channels: vec![false; batch * sizes.units],
-            coarse: vec![false; batch * sizes.units],
-            features: std::array::from_fn(|_| vec![0.0; batch * features]),
-            maps: std::array::from_fn(|_| BitMap::with_capacity(batch, sizes.largest)),
-            rows: std::array::from_fn(|_| Rows::with_capacity(batch, sizes.largest.pixels())),
-            others: Rows::with_capacity(batch, sizes.largest.pixels()),
-            all_input: Rows::with_capacity(batch, 0),
-            all_output: Rows::with_capacity(batch, 0),
-            inner: Channels::with_capacity(batch, sizes.channels),
-            all_channels: [Channels::all(0), Channels::all(0)],
-        };
+        let rows = || backend.rows(batch, sizes.largest.pixels());
+        let features = network.classifier.c_in.max(sizes.features);
+        let features = || backend.vector(batch * features, "features of gates");
+        let [inner, every_in, every_out] = [sizes.channels, 0, 0].map(|c| backend.channels(batch, c));
+        let (slots, keep, starts) = slots(network, batch);
         Ok(Self {
             batch,
-            scratch,
-            image: buffer(stem.input.pixels() * stem.c_in, "image")?,
-            stream: [buffer(sizes.stream, "residual stream")?, buffer(sizes.stream, "residual stream")?],
-            branch: [buffer(sizes.branch[0], "branch")?, buffer(sizes.branch[1], "branch")?],
-            lists,
+            scratch: scratch(backend, network, batch)?,
+            maps: Maps {
+                image: buffer(sizes.image, "image")?,
+                stream: [buffer(sizes.stream, "residual stream")?, buffer(sizes.stream, "residual stream")?],
+                branch: [buffer(sizes.branch[0], "branch")?, buffer(sizes.branch[1], "branch")?],
+            },
+            lists: Lists {
+                margins: backend.vector(batch * sizes.units, "margins")?,
+                features: [features()?, features()?],
+                rows: [rows()?, rows()?, rows()?],
+                others: rows()?,
+                all_rows: backend.rows(batch, 0)?,
+                inner: inner?,
+                all_channels: [every_in?, every_out?],
+            },
+            results: Results {
+                logits: backend.vector(batch * network.classifier.c_out, "logits")?,
+                stages: Vec::new(),
+                keep: backend.vector(keep, "decisions")?,
+                starts: backend.vector(starts, "numbers of rows")?,
+                slots,
+            },
         })
     }
+}
+
+/// Working memory of every operation.
+fn scratch<B: Backend>(backend: &B, network: &Network<B>, batch: usize) -> Result<B::Scratch> {
+    let mut scratch = backend.scratch()?;
+    let mut reserve = |conv: &Conv<B>, channels| match &conv.weights {
+        ConvWeights::Gemm(filter) => backend.reserve(&mut scratch, filter, channels),
+        ConvWeights::Depthwise(_) => Ok(()),
+    };
+    reserve(&network.stem, false)?;
+    network.head.iter().try_for_each(|conv| reserve(conv, false))?;
+    for block in &network.blocks {
+        block.convs.iter().try_for_each(|conv| reserve(conv, block.channel_gate.is_some()))?;
+        if let PreparedShortcut::Projection(conv) = &block.shortcut {
+            reserve(conv, false)?;
+        }
+        if let Some(conv) = block.channel_gate.as_ref().and_then(|gate| gate.reduce.as_ref()) {
+            reserve(conv, false)?;
+        }
+    }
+    for block in &network.blocks {
+        if let Some((weights, _)) = &block.squeeze {
+            backend.reserve_squeeze_excite(&mut scratch, weights, batch)?;
+        }
+        if let Some(gate) = &block.patch_gate {
+            backend.reserve_rows(&mut scratch, &gate.branch, batch)?;
+        }
+    }
+    backend.reserve_stamps(&mut scratch, super::stamps(network.blocks.len()))?;
+    Ok(scratch)
+}
+
+/// Slots of all blocks, and how many decisions and numbers of rows that makes.
+fn slots<B: Backend>(network: &Network<B>, batch: usize) -> (Vec<Slot>, usize, usize) {
+    let (mut keep, mut starts) = (0, 0);
+    let slot = |block: &Block<B>| {
+        let cells = block.patch_gate.as_ref().map_or(0, |gate| gate.cells());
+        let groups = block.channel_gate.as_ref().map_or(0, |gate| gate.groups);
+        let slot = Slot { patches: keep, groups: keep + batch * cells, starts };
+        keep += batch * (cells + groups);
+        starts += (batch + 1) * block.convs.len();
+        slot
+    };
+    (network.blocks.iter().map(slot).collect(), keep, starts)
 }
 
 /// Largest of everything over the blocks, per sample.
 #[derive(Default)]
 struct Sizes {
+    image: usize,
     stream: usize,
     branch: [usize; 2],
     units: usize,
@@ -116,6 +159,21 @@ struct Sizes {
 }
 
 impl Sizes {
+    fn of<B: Backend>(network: &Network<B>) -> Self {
+        let mut sizes = Self::default();
+        let stem = &network.stem.geometry;
+        sizes.image = stem.input.pixels() * stem.c_in;
+        sizes.stream(stem.output, stem.c_out);
+        if let Some(pool) = network.pool {
+            sizes.stream(pool.output, stem.c_out);
+        }
+        network.blocks.iter().for_each(|block| sizes.block(block));
+        if let Some(conv) = &network.head {
+            sizes.stream(conv.geometry.output, conv.geometry.c_out);
+        }
+        sizes
+    }
+
     fn stream(&mut self, map: Extent, c: usize) {
         self.stream = self.stream.max(map.pixels() * c);
     }
@@ -137,13 +195,13 @@ impl Sizes {
             }
         }
         if let Some(gate) = &block.patch_gate {
-            self.units = self.units.max(gate.grid.pixels());
+            self.units = self.units.max(gate.cells());
         }
         if let Some(gate) = &block.channel_gate {
             self.units = self.units.max(gate.groups);
             self.features = self.features.max(block.c_in());
             for layer in &gate.layers {
-                self.features = self.features.max(layer.c_in()).max(layer.c_out());
+                self.features = self.features.max(layer.c_in).max(layer.c_out);
             }
             if let Some(conv) = &gate.reduce {
                 let size = &mut self.branch[0];

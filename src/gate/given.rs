@@ -1,4 +1,4 @@
-use super::{Policy, UnitKind, Units};
+use super::{Decisions, Policy, Rule, UnitKind, Units};
 use anyhow::{Result, ensure};
 use laud_models::NetSpec;
 
@@ -109,8 +109,14 @@ impl Policy for Given {
         &self.name
     }
 
+    fn rule(&self) -> Rule<'_> {
+        Rule::Given(self)
+    }
+}
+
+impl Decisions for Given {
     /// Samples beyond those given repeat them from the first.
-    fn decide(&self, units: Units, _margins: &[f32], keep: &mut [bool]) {
+    fn decide(&self, units: Units, keep: &mut [bool]) {
         let block = &self.blocks[units.block];
         let given = match units.kind {
             UnitKind::Patch => &block.patches,

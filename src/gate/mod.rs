@@ -1,8 +1,8 @@
 //! The one gating abstraction: **who decides** which units of a block are computed.
 //!
 //! A gate's arithmetic yields a margin per unit ([`laud_kernels::gate`]); a [`Policy`] turns margins into decisions.
-//! The learned rule keeps where the margin is not negative. Other policies ignore or reinterpret the margins; the
-//! executor neither knows nor cares, it computes what is kept.
+//! The learned rule keeps where the margin is not negative. Other policies move the threshold or ignore the margins;
+//! the executor neither knows nor cares, it computes what is kept.
 
 mod given;
 
@@ -32,14 +32,31 @@ pub enum UnitKind {
     ChannelGroup,
 }
 
-/// Turns margins into decisions. Called for every gate and every few samples, on the leading thread.
+/// Turns margins into decisions.
 pub trait Policy: Send + Sync {
     /// Name shown to users.
     fn name(&self) -> &str;
 
-    /// Decides: `keep` and `margins` are `[batch, per_sample]`. A margin is how far a unit's keep logit lies above
-    /// its skip logit.
-    fn decide(&self, units: Units, margins: &[f32], keep: &mut [bool]);
+    /// What the decisions depend on. Asked once in every inference.
+    fn rule(&self) -> Rule<'_>;
+}
+
+/// What decisions depend on. Either can be followed without waiting for a device to tell its margins.
+#[derive(Clone, Copy)]
+pub enum Rule<'a> {
+    /// Keep where the margin, how far a unit's keep logit lies above its skip logit, is at least `at_least`.
+    Margin {
+        /// The smallest margin that is kept.
+        at_least: f32,
+    },
+    /// Decided beforehand, whatever the margins.
+    Given(&'a dyn Decisions),
+}
+
+/// Decisions that do not look at margins.
+pub trait Decisions: Send + Sync {
+    /// Decides: `keep` is `[batch, per_sample]`. Called for every gate and every few samples, on the leading thread.
+    fn decide(&self, units: Units, keep: &mut [bool]);
 }
 
 /// The trained rule: keep where `margin >= 0`, ties included (LAUDNet, `Masker_spatial` and `Masker_channel_*`).
@@ -51,8 +68,8 @@ impl Policy for Learned {
         "learned"
     }
 
-    fn decide(&self, _units: Units, margins: &[f32], keep: &mut [bool]) {
-        keep.iter_mut().zip(margins).for_each(|(keep, margin)| *keep = *margin >= 0.0);
+    fn rule(&self) -> Rule<'_> {
+        Rule::Margin { at_least: 0.0 }
     }
 }
 
@@ -65,7 +82,13 @@ impl Policy for Always {
         "always"
     }
 
-    fn decide(&self, _units: Units, _margins: &[f32], keep: &mut [bool]) {
+    fn rule(&self) -> Rule<'_> {
+        Rule::Given(self)
+    }
+}
+
+impl Decisions for Always {
+    fn decide(&self, _units: Units, keep: &mut [bool]) {
         keep.fill(true);
     }
 }
