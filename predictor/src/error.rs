@@ -95,8 +95,8 @@ pub enum Error {
     /// A line of a CSV file is not one of its table.
     #[error("{what}, line {line}{}: {reason}", column.as_ref().map(|c| format!(", column {c}")).unwrap_or_default())]
     Csv {
-        /// The kind of table.
-        what: &'static str,
+        /// The table.
+        what: String,
         /// Line, from 1.
         line: u64,
         /// Column, where it is one that is wrong.

@@ -33,6 +33,7 @@
 //! `0..=1`.
 #![forbid(unsafe_code)]
 
+pub mod dataset;
 mod density;
 mod error;
 mod facts;
@@ -40,6 +41,7 @@ pub mod learned;
 pub mod measurements;
 pub mod prior;
 pub mod profile;
+mod random;
 pub mod workload;
 
 pub use density::Density;

@@ -5,8 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::workload::{Cache, DType, Op, Route, Sample, Workload};
 use crate::{Error, Result};
 
-const WHAT: &str = "measurements";
-
 /// A line of the file; `csv` cannot flatten.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,7 +100,7 @@ pub fn line(sample: &Sample) -> String {
 pub fn read(text: &str) -> Result<Vec<Sample>> {
     let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
     let fail = |line, column: Option<&str>, reason| Error::Csv {
-        what: WHAT,
+        what: "measurements".to_owned(),
         line,
         column: column.map(str::to_owned),
         reason,

@@ -11,6 +11,7 @@ mod model;
 mod output;
 mod parse;
 mod predict;
+mod predictor;
 mod run;
 mod timing;
 mod verify;
@@ -40,6 +41,7 @@ enum Command {
     Infer(infer::Infer),
     Verify(verify::Verify),
     Predict(predict::Predict),
+    Predictor(predictor::Predictor),
     Completions(completions::Completions),
 }
 
@@ -54,6 +56,7 @@ impl Cli {
             Command::Infer(command) => command.run(out),
             Command::Verify(command) => command.run(out),
             Command::Predict(command) => command.run(out),
+            Command::Predictor(command) => command.run(out),
             Command::Completions(command) => command.run(out),
         }
     }

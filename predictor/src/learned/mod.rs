@@ -3,7 +3,10 @@
 //! [`Model::fit`] takes [`Sample`]s; [`Model::predict`] answers for a [`Workload`] with an interval, a split into what
 //! the time is made of, and whether the question lies outside of what was measured.
 
+pub(crate) mod boost;
 mod nnls;
+pub(crate) mod regression;
+pub(crate) mod scales;
 mod terms;
 
 use std::fmt;

@@ -1,0 +1,209 @@
+//! [`Boosted`]: what the analytic terms leave over, learned by gradient-boosted trees.
+//!
+//! The trees are grown by `forust-ml`; here they are laid out flat, so that a prediction is a walk through an array and
+//! a profile stays small. Several bags are grown from different seeds: their mean is the prediction, their spread says
+//! how far it can be trusted.
+
+use forust_ml::{Matrix, gradientbooster::GradientBooster};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How trees are grown.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Growth {
+    pub(crate) bags: usize,
+    pub(crate) trees: usize,
+    pub(crate) leaves: usize,
+    pub(crate) learning_rate: f32,
+    /// Least number of samples in a leaf.
+    pub(crate) leaf: f32,
+    pub(crate) seed: u64,
+}
+
+/// Bags of boosted regression trees.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Boosted {
+    /// Features of a row.
+    features: usize,
+    /// Node at which each tree starts; trees of a bag follow each other.
+    roots: Vec<u32>,
+    /// Trees of each bag.
+    trees: usize,
+    nodes: Vec<Node>,
+}
+
+/// `(feature, threshold, left)`, the right child behind the left one; a leaf has no feature and its value as threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Node(u32, f32, u32);
+
+const LEAF: u32 = u32::MAX;
+
+/// Mean of the bags and the standard deviation between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Guess {
+    pub(crate) mean: f64,
+    pub(crate) spread: f64,
+}
+
+impl Boosted {
+    /// Grows trees that predict `targets` from `rows`, which all have the same number of finite features.
+    ///
+    /// # Errors
+    /// [`Error::Fit`] when the trees cannot be grown.
+    pub(crate) fn fit(rows: &[Vec<f64>], targets: &[f64], weights: &[f64], growth: &Growth) -> Result<Self> {
+        let features = rows.first().map_or(0, Vec::len);
+        let mut boosted = Self { features, roots: Vec::new(), trees: growth.trees, nodes: Vec::new() };
+        if features == 0 || rows.len() < 2 {
+            return Ok(Self::default());
+        }
+        // Comparisons are made in f32 when predicting, so they are made between f32 values when growing.
+        let columns: Vec<f64> =
+            (0..features).flat_map(|j| rows.iter().map(move |row| f64::from(row[j] as f32))).collect();
+        let data = Matrix::new(&columns, rows.len(), features);
+        for bag in 0..growth.bags {
+            let mut booster = GradientBooster::default()
+                .set_iterations(growth.trees)
+                .set_learning_rate(growth.learning_rate)
+                .set_max_leaves(growth.leaves)
+                .set_max_depth(6)
+                .set_min_leaf_weight(growth.leaf)
+                .set_l2(1.0)
+                .set_nbins(128)
+                .set_subsample(0.7)
+                .set_sample_method(forust_ml::sampler::SampleMethod::Random)
+                .set_colsample_bytree(0.5)
+                .set_objective_type(forust_ml::objective::ObjectiveType::SquaredLoss)
+                .set_base_score(0.0)
+                .set_initialize_base_score(false)
+                .set_allow_missing_splits(false)
+                .set_parallel(false)
+                .set_seed(growth.seed.wrapping_mul(31).wrapping_add(bag as u64));
+            booster
+                .fit(&data, targets, weights, None)
+                .map_err(|error| Error::Fit { reason: format!("the residual: {error}") })?;
+            for tree in &booster.trees {
+                boosted.add(tree);
+            }
+            boosted.trees = booster.trees.len();
+        }
+        Ok(boosted)
+    }
+
+    /// Lays a tree out, children next to each other.
+    fn add(&mut self, tree: &forust_ml::tree::Tree) {
+        let root = self.nodes.len();
+        self.roots.push(root as u32);
+        self.nodes.push(Node(LEAF, 0.0, 0));
+        let mut open = vec![(0, root)];
+        while let Some((from, to)) = open.pop() {
+            let node = &tree.nodes[from];
+            if node.is_leaf {
+                self.nodes[to] = Node(LEAF, node.weight_value, 0);
+                continue;
+            }
+            let left = self.nodes.len();
+            self.nodes[to] = Node(node.split_feature as u32, node.split_value as f32, left as u32);
+            self.nodes.extend([Node(LEAF, 0.0, 0); 2]);
+            open.extend([(node.left_child, left), (node.right_child, left + 1)]);
+        }
+    }
+
+    /// Mean and spread for one row of as many features as it was fitted to; nothing learned: zeros.
+    pub(crate) fn predict(&self, row: &[f32]) -> Guess {
+        if self.roots.is_empty() || row.len() != self.features {
+            return Guess::default();
+        }
+        let (mut sum, mut squares, mut bags) = (0.0, 0.0, 0.0);
+        for bag in self.roots.chunks(self.trees.max(1)) {
+            let value: f64 = bag.iter().map(|&root| f64::from(self.leaf(root, row))).sum();
+            sum += value;
+            squares += value * value;
+            bags += 1.0;
+        }
+        let mean = sum / bags;
+        Guess { mean, spread: (squares / bags - mean * mean).max(0.0).sqrt() }
+    }
+
+    fn leaf(&self, root: u32, row: &[f32]) -> f32 {
+        let mut at = root as usize;
+        loop {
+            let Node(feature, threshold, left) = self.nodes[at];
+            match row.get(feature as usize) {
+                None => return threshold,
+                Some(&value) => at = left as usize + usize::from(value >= threshold),
+            }
+        }
+    }
+
+    /// Checks what was read from a file: children lie behind their parents, so that every walk ends, and every number is
+    /// one.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let n = self.nodes.len();
+        if self.roots.iter().any(|&root| root as usize >= n) {
+            return Err("a tree starts behind the last node".to_owned());
+        }
+        for (at, Node(feature, threshold, left)) in self.nodes.iter().enumerate() {
+            if !threshold.is_finite() {
+                return Err(format!("node {at} has the value {threshold}"));
+            }
+            let inner = *feature != LEAF;
+            if inner
+                && (*feature as usize >= self.features || *left as usize <= at || *left as usize + 1 >= n)
+            {
+                return Err(format!("node {at} has children or a feature that do not exist"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn growth() -> Growth {
+        Growth { bags: 3, trees: 60, leaves: 8, learning_rate: 0.15, leaf: 3.0, seed: 1 }
+    }
+
+    fn steps() -> (Vec<Vec<f64>>, Vec<f64>) {
+        let rows: Vec<Vec<f64>> =
+            (0..400).map(|i| vec![f64::from(i % 20) / 3.0, f64::from(i * 7 % 31), 0.1]).collect();
+        let targets = rows.iter().map(|row| if row[0] > 3.0 { 0.3 } else { -0.2 } + 0.01 * row[1]).collect();
+        (rows, targets)
+    }
+
+    #[test]
+    fn learns_steps_and_slopes_and_is_the_same_every_time() {
+        let (rows, targets) = steps();
+        let weights = vec![1.0; rows.len()];
+        let boosted = Boosted::fit(&rows, &targets, &weights, &growth()).unwrap();
+        boosted.check().unwrap();
+        for (row, target) in rows.iter().zip(&targets) {
+            let row: Vec<f32> = row.iter().map(|&x| x as f32).collect();
+            let guess = boosted.predict(&row);
+            assert!((guess.mean - target).abs() < 0.05, "{} instead of {target}", guess.mean);
+        }
+        assert_eq!(boosted, Boosted::fit(&rows, &targets, &weights, &growth()).unwrap());
+        let json = serde_json::to_string(&boosted).unwrap();
+        assert_eq!(serde_json::from_str::<Boosted>(&json).unwrap(), boosted);
+    }
+
+    #[test]
+    fn broken_trees_are_refused() {
+        let (rows, targets) = steps();
+        let good = Boosted::fit(&rows, &targets, &vec![1.0; rows.len()], &growth()).unwrap();
+        let inner = good.nodes.iter().position(|node| node.0 != LEAF).unwrap();
+        let broken = |change: &dyn Fn(&mut Boosted)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            bad.check().is_err()
+        };
+        assert!(broken(&|bad| bad.nodes[inner].2 = inner as u32));
+        assert!(broken(&|bad| bad.nodes[inner].2 = u32::MAX - 1));
+        assert!(broken(&|bad| bad.nodes[inner].0 = 3));
+        assert!(broken(&|bad| bad.nodes[inner].1 = f32::NAN));
+        assert!(broken(&|bad| bad.roots[0] = u32::MAX));
+    }
+}
