@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::learned::{FitOptions, Model, Parts, Prediction};
+use crate::learned::{FitOptions, Model, Prediction, nnls};
+use crate::random::Random;
 use crate::workload::{Sample, Workload};
-use crate::{Error, Result};
+use crate::{DeviceFacts, Error, Result};
 
 /// The version of the file that is written and read.
 pub const VERSION: u32 = 1;
@@ -77,41 +78,53 @@ impl Default for Correction {
 }
 
 impl Profile {
-    /// Fits a model and holds a part of the measurements out to see how well it does.
+    /// Fits a model to all measurements; how well it does is found out by fitting to four fifths of them and predicting
+    /// the others.
     ///
     /// # Errors
     /// As [`Model::fit`].
     pub fn fit(
         samples: &[Sample],
-        facts: &crate::DeviceFacts,
+        facts: &DeviceFacts,
         header: Header,
         options: &FitOptions,
     ) -> Result<Self> {
         let model = Model::fit(samples, facts, options)?;
         let header = Header { measurements: samples.len(), ..header };
-        let validation = Validation::default();
+        let order = Random::new(options.seed).permutation(samples.len());
+        let (held_out, used) = order.split_at(samples.len() / 5);
+        let pick = |of: &[usize]| of.iter().map(|&i| samples[i]).collect::<Vec<_>>();
+        let validation = match held_out.is_empty() {
+            true => Validation::default(),
+            false => Validation::of(&Model::fit(&pick(used), facts, options)?, &pick(held_out)),
+        };
         Ok(Self { version: VERSION, header, validation, correction: Correction::default(), model })
     }
 
-    /// Time of a whole network: all its calls, in order.
-    pub fn network(&self, calls: &[Workload]) -> Prediction {
-        let mut whole =
-            Prediction { ns: 0.0, low_ns: 0.0, high_ns: 0.0, parts: Parts::default(), outside: None };
-        for call in calls {
+    /// Time of a whole network: its calls, and how often each is made.
+    pub fn network<'a>(&self, calls: impl IntoIterator<Item = (&'a Workload, f64)>) -> Prediction {
+        let mut whole = Prediction::default();
+        let mut number = 0.0;
+        // Errors of different calls partly cancel: the spreads add up as independent ones and common ones half and half.
+        let (mut squares, mut spread) = ([0.0; 2], [0.0; 2]);
+        for (call, times) in calls {
             let one = self.model.predict(call);
-            whole.ns += one.ns;
-            whole.low_ns += one.low_ns;
-            whole.high_ns += one.high_ns;
-            whole.parts += one.parts;
+            whole.ns += times * one.ns;
+            whole.parts += one.parts.scaled(times);
             whole.outside = whole.outside.or(one.outside);
+            number += times;
+            for (i, off) in [one.ns - one.low_ns, one.high_ns - one.ns].into_iter().enumerate() {
+                squares[i] += (times * off).powi(2);
+                spread[i] += times * off;
+            }
         }
         let Correction { scale, per_call_ns, fixed_ns } = self.correction;
-        let more = per_call_ns * calls.len() as f64 + fixed_ns;
+        let more = per_call_ns * number + fixed_ns;
         whole.parts = whole.parts.scaled(scale);
         whole.parts.launch_ns += more;
         whole.ns = whole.ns * scale + more;
-        whole.low_ns = whole.low_ns * scale + more;
-        whole.high_ns = whole.high_ns * scale + more;
+        let off = |i: usize| scale * 0.5 * (squares[i].sqrt() + spread[i]);
+        (whole.low_ns, whole.high_ns) = ((whole.ns - off(0)).max(0.0), whole.ns + off(1));
         whole
     }
 
@@ -139,6 +152,7 @@ impl Profile {
             return Err(Error::Profile { reason });
         }
         let profile: Self = serde_json::from_str(text).map_err(json)?;
+        profile.check()?;
         if let Some(hash) = kernel_hash.filter(|hash| *hash != profile.header.kernel_hash) {
             let reason = format!(
                 "measured with kernels {}, this program has {hash}: calibrate again",
@@ -147,5 +161,174 @@ impl Profile {
             return Err(Error::Profile { reason });
         }
         Ok(profile)
+    }
+
+    fn check(&self) -> Result<()> {
+        let Validation { mape, within_10_percent, coverage, repeatability, .. } = self.validation;
+        let Correction { scale, per_call_ns, fixed_ns } = self.correction;
+        let numbers = [
+            ("mape", mape),
+            ("within_10_percent", within_10_percent),
+            ("coverage", coverage),
+            ("repeatability", repeatability),
+            ("scale", scale),
+            ("per_call_ns", per_call_ns),
+            ("fixed_ns", fixed_ns),
+        ];
+        if let Some((field, value)) =
+            numbers.into_iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0))
+        {
+            return Err(Error::Profile { reason: format!("{field} = {value} is not a number from 0 on") });
+        }
+        self.model.check()
+    }
+}
+
+impl Validation {
+    /// How well a model does on measurements.
+    pub fn of(model: &Model, samples: &[Sample]) -> Self {
+        let n = samples.len().max(1) as f64;
+        let (mut mape, mut within, mut inside, mut repeatability) = (0.0, 0.0, 0.0, 0.0);
+        for sample in samples {
+            let Prediction { ns, low_ns, high_ns, .. } = model.predict(&sample.workload);
+            let off = (ns / sample.median_ns - 1.0).abs();
+            mape += off / n;
+            within += f64::from(u8::from(off <= 0.1)) / n;
+            inside += f64::from(u8::from((low_ns..=high_ns).contains(&sample.median_ns))) / n;
+            repeatability += sample.mad_ns / sample.median_ns / n;
+        }
+        Self { held_out: samples.len(), mape, within_10_percent: within, coverage: inside, repeatability }
+    }
+}
+
+impl Correction {
+    /// Least relative error on networks: pairs of the sum over the calls, their number, and the measured time. The scale
+    /// stays between a half and two.
+    pub fn fit(networks: &[(f64, f64, f64)]) -> Self {
+        let rows: Vec<(Vec<f64>, f64)> =
+            networks.iter().map(|&(sum, calls, measured)| (vec![sum, calls, 1.0], measured)).collect();
+        match nnls::relative(&rows).as_slice() {
+            &[scale, per_call_ns, fixed_ns] if (0.5..=2.0).contains(&scale) => {
+                Self { scale, per_call_ns, fixed_ns }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Op;
+    use crate::{DeviceFacts, DeviceKind};
+
+    fn facts() -> DeviceFacts {
+        DeviceFacts {
+            name: "test".to_owned(),
+            kind: DeviceKind::Cpu,
+            isa: "avx512".to_owned(),
+            cores: 2,
+            clock_hz: 0.0,
+            lanes: 16,
+            tile_rows: 12,
+            tile_columns: 32,
+            l2_bytes: 1 << 20,
+            l3_bytes: 32 << 20,
+        }
+    }
+
+    /// A device whose every multiply-accumulate takes 0.02 ns, and every call 300 ns.
+    fn samples(n: usize) -> Vec<Sample> {
+        let mut random = Random::new(2);
+        (0..n)
+            .map(|_| {
+                let side = 4 + random.below(24) as u32;
+                let c = |random: &mut Random| 16 * (1 + random.below(30) as u32);
+                let mut workload = Workload::new(Op::GatherGemm, side, side, c(&mut random), c(&mut random));
+                workload.kernel = 1 + 2 * random.below(2) as u32;
+                let noise = 1.0 + 0.02 * (random.unit() - 0.5);
+                let median_ns = (300.0 + 0.02 * workload.macs()) * noise;
+                Sample { workload, median_ns, mad_ns: 0.01 * median_ns, repeats: 9 }
+            })
+            .collect()
+    }
+
+    fn header() -> Header {
+        Header {
+            kernel_hash: "abc".to_owned(),
+            driver: "none".to_owned(),
+            commit: "0".to_owned(),
+            date: "2026-01-01".to_owned(),
+            command: "test".to_owned(),
+            measurements: 0,
+        }
+    }
+
+    fn profile() -> Profile {
+        Profile::fit(&samples(300), &facts(), header(), &FitOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn a_profile_validates_itself_and_is_read_back() {
+        let profile = profile();
+        let Validation { held_out, mape, coverage, .. } = profile.validation;
+        assert_eq!((held_out, profile.header.measurements, profile.model.samples()), (60, 300, 300));
+        assert!(mape < 0.05 && coverage > 0.75, "{:?}", profile.validation);
+        assert_eq!(Profile::from_json(&profile.to_json(), Some("abc")).unwrap(), profile);
+        assert_eq!(Profile::from_json(&profile.to_json(), None).unwrap(), profile);
+    }
+
+    #[test]
+    fn what_is_no_profile_of_these_kernels_is_refused() {
+        let json = profile().to_json();
+        let said = |text: &str| Profile::from_json(text, Some("abc")).unwrap_err().to_string();
+        assert!(
+            Profile::from_json(&json, Some("other")).unwrap_err().to_string().contains("calibrate again")
+        );
+        assert!(said(&json[..json.len() / 2]).contains("cannot parse a profile"));
+        assert!(said("").contains("cannot parse a profile"));
+        assert!(said(&json.replacen("\"version\": 1", "\"version\": 0", 1)).contains("version 0"));
+        let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let mut broken = |path: &str, to: serde_json::Value| {
+            let before = std::mem::replace(value.pointer_mut(path).unwrap(), to);
+            let said = said(&value.to_string());
+            *value.pointer_mut(path).unwrap() = before;
+            said
+        };
+        let minus = serde_json::json!(-1.0);
+        assert!(broken("/correction/scale", minus.clone()).contains("scale = -1"));
+        assert!(broken("/validation/mape", minus.clone()).contains("mape"));
+        assert!(broken("/model/ops/0/regression/coefficients/0", minus).contains("gather_gemm"));
+        assert!(broken("/model/ops/0/measured", serde_json::json!([])).contains("ranges"));
+        assert!(broken("/model/facts/lanes", serde_json::json!(0)).contains("lanes"));
+        assert!(broken("/header/date", serde_json::json!(1)).contains("cannot parse"));
+    }
+
+    #[test]
+    fn a_network_is_the_sum_of_its_calls_and_what_is_around_them() {
+        let mut profile = profile();
+        let call = Workload::new(Op::GatherGemm, 14, 14, 64, 128);
+        let one = profile.model.predict(&call);
+        let whole = profile.network([(&call, 1.0), (&call, 2.5)]);
+        assert!((whole.ns / (3.5 * one.ns) - 1.0).abs() < 1e-12);
+        assert!((whole.parts.total_ns() / whole.ns - 1.0).abs() < 1e-12);
+        assert!(whole.low_ns > 3.5 * one.low_ns && whole.high_ns < 3.5 * one.high_ns);
+        profile.correction = Correction { scale: 1.1, per_call_ns: 100.0, fixed_ns: 50.0 };
+        let more = profile.network([(&call, 1.0), (&call, 2.5)]);
+        assert!((more.ns - (1.1 * whole.ns + 400.0)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_correction_is_learned_from_networks() {
+        let networks: Vec<(f64, f64, f64)> = (1..20)
+            .map(|i| {
+                let (sum, calls) = (1e6 * f64::from(i * i % 17 + 1), f64::from(i % 7 + 20));
+                (sum, calls, 1.2 * sum + 500.0 * calls + 9000.0)
+            })
+            .collect();
+        let Correction { scale, per_call_ns, fixed_ns } = Correction::fit(&networks);
+        assert!((scale - 1.2).abs() < 1e-3, "{scale}");
+        assert!((per_call_ns * 23.0 + fixed_ns - 20_500.0).abs() < 500.0, "{per_call_ns} {fixed_ns}");
+        assert_eq!(Correction::fit(&[]), Correction::default());
     }
 }

@@ -4,7 +4,7 @@
 //! the time is made of, and whether the question lies outside of what was measured.
 
 pub(crate) mod boost;
-mod nnls;
+pub(crate) mod nnls;
 pub(crate) mod regression;
 pub(crate) mod scales;
 mod terms;
@@ -14,9 +14,10 @@ use std::ops::{Add, AddAssign};
 
 use serde::{Deserialize, Serialize};
 
-use crate::workload::{Op, Sample, Workload};
+use crate::workload::{DType, Op, Sample, Workload};
 use crate::{DeviceFacts, Error, Result};
-use terms::Terms;
+use boost::{Growth, Guess};
+use regression::{Regression, Row, Settings};
 
 /// Time of one kernel call on one device, learned from measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,16 +27,14 @@ pub struct Model {
     ops: Vec<OpModel>,
 }
 
-/// What was learned about one kernel.
+/// What was learned about one kernel on values of one type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OpModel {
     op: Op,
-    /// Nanoseconds a unit of each term.
-    coefficients: Vec<f64>,
-    /// Half width of the interval around the logarithm of a prediction.
-    spread: f64,
-    /// Least and most of each checked quantity among the measurements.
+    dtype: DType,
+    regression: Regression,
+    /// Least and most of each quantity in [`RANGES`] among the measurements.
     measured: Vec<(f64, f64)>,
     samples: usize,
 }
@@ -56,7 +55,7 @@ impl Default for FitOptions {
 }
 
 /// An answer, in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
     /// Expected time.
     pub ns: f64,
@@ -117,12 +116,18 @@ impl Model {
         if samples.is_empty() {
             return Err(Error::Fit { reason: "no measurements".to_owned() });
         }
-        let of = |op: Op| samples.iter().filter(move |sample| sample.workload.op == op);
-        let ops = Op::ALL
+        let mut kernels: Vec<(Op, DType)> =
+            samples.iter().map(|sample| (sample.workload.op, sample.workload.dtype)).collect();
+        kernels.sort();
+        kernels.dedup();
+        let ops = kernels
             .into_iter()
-            .filter(|&op| of(op).next().is_some())
-            .map(|op| OpModel::fit(op, of(op), facts, options))
-            .collect();
+            .map(|(op, dtype)| {
+                let of = |w: &Workload| (w.op, w.dtype) == (op, dtype);
+                let samples: Vec<&Sample> = samples.iter().filter(|sample| of(&sample.workload)).collect();
+                OpModel::fit((op, dtype), &samples, facts, options)
+            })
+            .collect::<Result<_>>()?;
         Ok(Self { facts: facts.clone(), ops })
     }
 
@@ -136,78 +141,128 @@ impl Model {
         self.ops.iter().map(|model| model.op)
     }
 
+    /// Number of measurements it was fitted to.
+    pub fn samples(&self) -> usize {
+        self.ops.iter().map(|model| model.samples).sum()
+    }
+
+    fn find(&self, workload: &Workload) -> Option<&OpModel> {
+        self.ops.iter().find(|model| (model.op, model.dtype) == (workload.op, workload.dtype))
+    }
+
     /// Time of one call. A workload whose kernel was never measured takes 0 ns and is [`Outside::Op`].
     pub fn predict(&self, workload: &Workload) -> Prediction {
-        let Some(model) = self.ops.iter().find(|model| model.op == workload.op) else {
-            let outside = Some(Outside::Op(workload.op));
-            return Prediction {
-                ns: 0.0,
-                low_ns: 0.0,
+        match self.find(workload) {
+            Some(model) => model.predict(workload, &self.facts),
+            None => Prediction {
                 high_ns: f64::INFINITY,
-                parts: Parts::default(),
-                outside,
-            };
-        };
-        let terms = Terms::of(workload, &self.facts);
-        let parts = terms.parts(&model.coefficients);
-        let ns = parts.total_ns();
-        let wide = model.spread.exp();
-        Prediction { ns, low_ns: ns / wide, high_ns: ns * wide, parts, outside: model.outside(workload) }
+                outside: Some(Outside::Op(workload.op)),
+                ..Prediction::default()
+            },
+        }
     }
 
     /// How unsure the model is of the logarithm of this workload's time: what to measure next is where it is largest.
     pub fn uncertainty(&self, workload: &Workload) -> f64 {
-        match self.ops.iter().find(|model| model.op == workload.op) {
-            None => f64::INFINITY,
-            Some(model) => model.spread + if model.outside(workload).is_some() { 1.0 } else { 0.0 },
+        self.find(workload).map_or(f64::INFINITY, |model| {
+            let (_, guess) = model.logarithm(workload, &self.facts);
+            model.regression.expected_error(&guess) + model.distance(workload)
+        })
+    }
+
+    /// Checks what was read from a file.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.facts.check()?;
+        for model in &self.ops {
+            let wrong = |reason| Error::Profile { reason: format!("the model of {}: {reason}", model.op) };
+            model.regression.check(terms::count(model.op, &self.facts)).map_err(wrong)?;
+            let ranges =
+                model.measured.iter().all(|(low, high)| low <= high && low.is_finite() && high.is_finite());
+            if model.measured.len() != RANGES.len() || !ranges {
+                return Err(wrong("the measured ranges are not ranges".to_owned()));
+            }
         }
+        Ok(())
     }
 }
 
 /// Quantities whose range is remembered.
-const RANGES: [&str; 6] = ["rows", "runs", "c_in_active", "c_out_active", "kernel", "threads"];
+const RANGES: [&str; 7] =
+    ["rows", "rows of a run", "c_in_active", "c_out_active", "kernel", "threads", "batch"];
 
-fn ranged(w: &Workload) -> [f64; 6] {
-    [w.rows.into(), w.runs.into(), w.c_in_active, w.c_out_active, w.kernel.into(), w.threads.into()]
+fn ranged(w: &Workload) -> [f64; 7] {
+    let rows = f64::from(w.rows);
+    let run = rows / f64::from(w.runs.max(1));
+    [rows, run, w.c_in_active, w.c_out_active, w.kernel.into(), w.threads.into(), w.batch.into()]
 }
 
+/// How far beyond a measured range is still the same: as a factor.
+const SLACK: f64 = 1.05;
+
 impl OpModel {
-    fn fit<'a>(
-        op: Op,
-        samples: impl Iterator<Item = &'a Sample> + Clone,
+    fn fit(
+        (op, dtype): (Op, DType),
+        samples: &[&Sample],
         facts: &DeviceFacts,
         options: &FitOptions,
-    ) -> Self {
-        let rows: Vec<(Vec<f64>, f64)> = samples
-            .clone()
-            .map(|sample| (Terms::of(&sample.workload, facts).values(), sample.median_ns))
-            .collect();
-        let coefficients = nnls::relative(&rows);
-        let mut errors: Vec<f64> = rows
+    ) -> Result<Self> {
+        let growth =
+            Growth { bags: 3, trees: 80, leaves: 10, learning_rate: 0.12, leaf: 4.0, seed: options.seed };
+        let settings = Settings { growth, coverage: options.coverage.clamp(0.0, 1.0), session: None };
+        let amounts =
+            samples.iter().map(|sample| (terms::amounts(&sample.workload, facts).to_vec(), sample.median_ns));
+        let rough = nnls::relative(&amounts.collect::<Vec<_>>());
+        let rows: Vec<Row> = samples
             .iter()
-            .map(|(terms, ns)| {
-                let fitted: f64 = terms.iter().zip(&coefficients).map(|(t, c)| t * c).sum();
-                (fitted.max(f64::MIN_POSITIVE) / ns).ln().abs()
+            .map(|sample| {
+                let amounts = terms::amounts(&sample.workload, facts);
+                let analytic = amounts.iter().zip(&rough).map(|(amount, each)| amount * each).sum();
+                let features = terms::features(&sample.workload, facts, analytic);
+                let features = features.iter().map(|&x| x.into()).collect();
+                Row { terms: amounts.to_vec(), features, ns: sample.median_ns }
             })
             .collect();
-        errors.sort_by(f64::total_cmp);
-        let at = (options.coverage.clamp(0.0, 1.0) * errors.len() as f64).ceil() as usize;
-        let spread = errors[at.clamp(1, errors.len()) - 1];
+        let regression = Regression::fit(&rows, &settings)?;
         let mut measured = vec![(f64::INFINITY, f64::NEG_INFINITY); RANGES.len()];
         for sample in samples {
             for (range, value) in measured.iter_mut().zip(ranged(&sample.workload)) {
                 *range = (range.0.min(value), range.1.max(value));
             }
         }
-        Self { op, coefficients, spread, measured, samples: rows.len() }
+        Ok(Self { op, dtype, regression, measured, samples: samples.len() })
+    }
+
+    /// The terms' time and what is expected of the rest.
+    fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (terms::Amounts, Guess) {
+        let amounts = terms::amounts(workload, facts);
+        let analytic = self.regression.analytic(&amounts);
+        let guess = self.regression.residual(&terms::features(workload, facts, analytic));
+        (amounts, guess)
+    }
+
+    fn predict(&self, workload: &Workload, facts: &DeviceFacts) -> Prediction {
+        let (amounts, guess) = self.logarithm(workload, facts);
+        let parts = terms::parts(self.op, facts, &amounts, &self.regression.coefficients);
+        let parts = parts.scaled(guess.mean.exp());
+        let ns = parts.total_ns();
+        let wide = (self.regression.half_width(&guess) + self.distance(workload)).exp();
+        Prediction { ns, low_ns: ns / wide, high_ns: ns * wide, parts, outside: self.outside(workload) }
     }
 
     fn outside(&self, workload: &Workload) -> Option<Outside> {
-        let ranges = RANGES.into_iter().zip(ranged(workload)).zip(&self.measured);
+        let mut ranges = RANGES.into_iter().zip(ranged(workload)).zip(&self.measured);
         ranges
-            .into_iter()
-            .find(|((_, value), (low, high))| value < low || value > high)
+            .find(|((_, value), (low, high))| *value < low / SLACK || *value > high * SLACK)
             .map(|((what, value), &(low, high))| Outside::Range { what, value, low, high })
+    }
+
+    /// Logarithm of the factor by which the workload lies outside of the measured ranges; inside: 0.
+    fn distance(&self, workload: &Workload) -> f64 {
+        let beyond = |(value, &(low, high)): (f64, &(f64, f64))| {
+            let (value, low, high) = (value.max(1e-3), low.max(1e-3), high.max(1e-3));
+            (low / value).max(value / high).max(SLACK).ln() - SLACK.ln()
+        };
+        ranged(workload).into_iter().zip(&self.measured).map(beyond).sum()
     }
 }
 

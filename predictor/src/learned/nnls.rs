@@ -1,7 +1,7 @@
 //! Least squares with coefficients that are not negative.
 
 /// Coefficients `c ≥ 0` that minimise `Σ (terms·c / value − 1)²` over rows `(terms, value)`: the relative error.
-pub(super) fn relative(rows: &[(Vec<f64>, f64)]) -> Vec<f64> {
+pub(crate) fn relative(rows: &[(Vec<f64>, f64)]) -> Vec<f64> {
     let n = rows.first().map_or(0, |(terms, _)| terms.len());
     let mut gram = vec![0.0; n * n];
     let mut right = vec![0.0; n];

@@ -1,0 +1,160 @@
+//! The CPU's gather_gemm: blocks of rows × panels of columns, each in tiles; see `kernels/gather_gemm`.
+
+use super::{Kind, Sizes, Work};
+use crate::DeviceFacts;
+use crate::workload::{Route, Workload};
+
+/// Rows whose pointers are set up together, and the same where panels are packed for every block.
+const BLOCK_ROWS: f64 = 144.0;
+const PACKED_BLOCK_ROWS: f64 = 448.0;
+/// Up to this many rows active columns are gathered while multiplying.
+const FEW_ROWS: f64 = 250.0;
+/// Weights up to this size stay in a core's cache next to a block of rows.
+const RESIDENT_BYTES: f64 = 320.0 * 1024.0;
+const CHUNKS_PER_THREAD: f64 = 4.0;
+/// Columns that can be gathered while multiplying come in units of this many.
+const UNIT: u32 = 8;
+/// Input channels between two looks ahead.
+const SEGMENT: f64 = 64.0;
+
+/// How the columns are cut.
+struct Panels {
+    /// Panels as wide as the tile, and narrower ones.
+    whole: f64,
+    narrow: f64,
+    /// Vectors of a narrow one.
+    narrow_vectors: f64,
+    /// Input channels that a panel reads.
+    inputs: f64,
+    /// Columns that do not fill their vector, of all.
+    ragged: f64,
+}
+
+impl Panels {
+    fn of(w: &Workload, facts: &DeviceFacts) -> Self {
+        let lanes = f64::from(facts.lanes);
+        let width = f64::from(facts.tile_columns);
+        let (groups, c_out) = (f64::from(w.groups), f64::from(w.c_out));
+        let (sets, columns, inputs) = if w.groups == 1 {
+            (1.0, w.c_out_active, w.c_in_active)
+        } else {
+            // Groups narrower than a vector share a panel, with zeros off the diagonal.
+            let together = (lanes / (c_out / groups)).floor().clamp(1.0, groups);
+            let sets = (groups / together).ceil();
+            (sets, w.c_out_active / sets, w.c_in_active / sets)
+        };
+        let whole = (columns / width).floor();
+        let rest = columns - whole * width;
+        let narrow_vectors = (rest / lanes).ceil();
+        let narrow = if rest > 1e-9 { 1.0 } else { 0.0 };
+        let ragged = sets * (narrow_vectors * lanes - rest).max(0.0);
+        Self { whole: sets * whole, narrow: sets * narrow, narrow_vectors, inputs, ragged }
+    }
+
+    fn all(&self) -> f64 {
+        self.whole + self.narrow
+    }
+}
+
+/// Cycles for one step of the reduction of a tile: two multiply-adds, or two loads, a cycle, and the additions into one
+/// sum wait for each other.
+fn cycles(rows: f64, vectors: f64) -> f64 {
+    (rows * vectors / 2.0).max((rows + vectors) / 2.0).max(4.0)
+}
+
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
+    let s = Sizes::of(w, facts);
+    let panels = Panels::of(w, facts);
+    let listed = w.c_in_listed || w.c_out_listed;
+    let jobs = if listed { f64::from(w.batch) } else { 1.0 };
+    let rows = s.rows / jobs;
+    let tile_rows = f64::from(facts.tile_rows);
+    let vectors = f64::from(facts.tile_columns) / f64::from(facts.lanes);
+    let threads = s.threads;
+    let wanted = if threads == 1.0 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
+    let mut blocks = (rows / if w.c_out_listed { PACKED_BLOCK_ROWS } else { BLOCK_ROWS }).ceil().max(1.0);
+    if s.weights <= RESIDENT_BYTES && !listed {
+        blocks = blocks.max(wanted.min((rows / tile_rows).ceil()));
+    }
+    let parts = (wanted / blocks).ceil().min(panels.all()).max(1.0);
+    let chunks = blocks * parts * jobs;
+    let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
+
+    let block_rows = rows / blocks;
+    let tiles = (block_rows / tile_rows).ceil().max(1.0);
+    let height = block_rows / tiles;
+    let (low, high) = (height.floor(), height.ceil());
+    let taller = height - low;
+    let tile_cycles = |vectors: f64| (1.0 - taller) * cycles(low, vectors) + taller * cycles(high, vectors);
+    let steps = s.taps * panels.inputs;
+    let all_tiles = blocks * jobs * tiles;
+    let per_step = panels.whole * tile_cycles(vectors) + panels.narrow * tile_cycles(panels.narrow_vectors);
+    let compute = if w.rows == 0 { 0.0 } else { all_tiles * steps * per_step * share };
+    let tile_panels = all_tiles * panels.all() * share;
+    let flag = |is: bool| f64::from(u8::from(is));
+    let (li, lo, deep) = (flag(w.c_in_listed), flag(w.c_out_listed), flag(w.kernel > 1));
+    let in_units = w.group_size.is_multiple_of(UNIT) && w.c_out.is_multiple_of(facts.tile_columns);
+    let while_multiplying = flag(w.c_out_listed && w.groups == 1 && block_rows <= FEW_ROWS && in_units);
+    let packed = lo * (1.0 - while_multiplying);
+    let grouped = flag(w.groups > 1);
+    work.add(
+        Kind::Compute,
+        &[
+            compute,
+            compute * deep,
+            compute * grouped,
+            compute * s.cold,
+            tile_panels,
+            tile_panels * s.cold,
+            all_tiles * panels.all() * (steps / SEGMENT).ceil() * share,
+            s.rows * panels.all() * share,
+            s.rows * flag(panels.ragged > 0.0) * share,
+            s.rows * panels.all() * flag(w.residual) * share,
+        ],
+    );
+    let streamed = blocks * jobs * s.weights * share;
+    let resident = s.weights <= 0.5 * facts.l2_bytes.max(1) as f64;
+    let element = f64::from(w.dtype.bytes());
+    let line = 64.0 / (f64::from(w.group_size) * element);
+    let (input, output) = (s.input * share, s.output * share);
+    let near = s.weights.min(facts.l2_bytes.max(1) as f64);
+    work.add(
+        Kind::Memory,
+        &[
+            streamed * flag(resident),
+            streamed * flag(!resident),
+            s.weights * s.cold * share,
+            near * s.cold * share,
+            s.weights * lo * line.max(1.0) * s.cold * share,
+            s.weights * li * s.cold * share,
+            input,
+            input * s.outside,
+            output * s.outside,
+            output * s.cold,
+            output * flag(w.residual),
+            output * flag(w.residual) * s.outside,
+            output * flag(w.residual) * s.cold,
+        ],
+    );
+    let runs = f64::from(w.runs) * flag(w.route != Route::Dense) * share;
+    work.add(
+        Kind::Gather,
+        &[
+            s.rows * s.taps * parts * share,
+            s.rows * parts * share,
+            s.rows * flag(w.route != Route::Dense) * share,
+            runs,
+            runs * s.cold,
+            runs * w.c_in_active,
+            compute * li,
+            compute * while_multiplying,
+            blocks * jobs * steps * w.c_out_active * packed * share,
+            blocks * jobs * steps * w.c_out_active * packed * s.cold * share,
+            blocks * jobs * steps * w.c_out_active * packed * line.max(1.0) * share,
+            blocks * jobs * steps * panels.all() * packed * share,
+            blocks * jobs * steps * li * share,
+            jobs * flag(listed),
+        ],
+    );
+    work.add(Kind::Launch, &[1.0, s.cold, threads - 1.0, flag(w.threads > 1), chunks * share]);
+}

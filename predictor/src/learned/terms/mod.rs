@@ -1,0 +1,213 @@
+//! What a call does, counted from its numbers and the tile of the kernels: amounts of work that each have a time a unit,
+//! and the features that the rest may depend on.
+
+mod depthwise;
+mod gather_gemm;
+mod simple;
+
+use smallvec::SmallVec;
+
+use super::Parts;
+use crate::DeviceFacts;
+use crate::workload::{Cache, Op, Workload};
+
+/// What an amount of work is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Compute,
+    Memory,
+    Gather,
+    Launch,
+}
+
+/// Amounts of work of one call.
+pub(super) type Amounts = SmallVec<[f64; 48]>;
+/// What the rest may depend on.
+pub(super) type Features = SmallVec<[f32; 32]>;
+
+/// Collects amounts under their kinds; without a list of kinds, amounts alone.
+struct Work<'a> {
+    amounts: &'a mut Amounts,
+    kinds: Option<&'a mut Vec<Kind>>,
+}
+
+impl Work<'_> {
+    fn add(&mut self, kind: Kind, amounts: &[f64]) {
+        self.amounts.extend_from_slice(amounts);
+        if let Some(kinds) = &mut self.kinds {
+            kinds.extend(std::iter::repeat_n(kind, amounts.len()));
+        }
+    }
+}
+
+/// Amounts of one call; calls of one kernel have the same number of them.
+pub(super) fn amounts(workload: &Workload, facts: &DeviceFacts) -> Amounts {
+    let mut amounts = Amounts::new();
+    fill(workload, facts, Work { amounts: &mut amounts, kinds: None });
+    amounts
+}
+
+/// The kinds of a kernel's amounts.
+fn kinds(op: Op, facts: &DeviceFacts) -> Vec<Kind> {
+    let (mut amounts, mut kinds) = (Amounts::new(), Vec::new());
+    let workload = Workload::new(op, 1, 1, 1, 1);
+    fill(&workload, facts, Work { amounts: &mut amounts, kinds: Some(&mut kinds) });
+    kinds
+}
+
+/// Number of amounts that calls of a kernel have.
+pub(super) fn count(op: Op, facts: &DeviceFacts) -> usize {
+    kinds(op, facts).len()
+}
+
+fn fill(workload: &Workload, facts: &DeviceFacts, work: Work<'_>) {
+    match workload.op {
+        Op::GatherGemm => gather_gemm::fill(workload, facts, work),
+        Op::Depthwise => depthwise::fill(workload, facts, work),
+        _ => simple::fill(workload, facts, work),
+    }
+}
+
+/// Times of the amounts by what they are part of. All that a gate does is its own part, and so is compaction.
+pub(super) fn parts(op: Op, facts: &DeviceFacts, amounts: &Amounts, coefficients: &[f64]) -> Parts {
+    let mut parts = Parts::default();
+    for ((kind, amount), each) in kinds(op, facts).iter().zip(amounts).zip(coefficients) {
+        let part = match (op, kind) {
+            (Op::PatchGate, _) => &mut parts.gate_ns,
+            (Op::Compact, _) => &mut parts.compaction_ns,
+            (_, Kind::Compute) => &mut parts.compute_ns,
+            (_, Kind::Memory) => &mut parts.memory_ns,
+            (_, Kind::Gather) => &mut parts.gather_ns,
+            (_, Kind::Launch) => &mut parts.launch_ns,
+        };
+        *part += amount * each;
+    }
+    parts
+}
+
+/// What the rest may depend on; `analytic_ns` is what the amounts take.
+pub(super) fn features(w: &Workload, facts: &DeviceFacts, analytic_ns: f64) -> Features {
+    let sizes = Sizes::of(w, facts);
+    let depth = sizes.taps * w.c_in_active / f64::from(w.groups);
+    let log = |value: f64| value.max(1e-3).ln() as f32;
+    let flag = |is: bool| f32::from(u8::from(is));
+    let tile_rows = f64::from(facts.tile_rows);
+    let tile_columns = f64::from(facts.tile_columns);
+    let fill = |value: f64, tile: f64| (value / ((value / tile).ceil() * tile).max(1.0)) as f32;
+    let mut features = Features::new();
+    features.extend_from_slice(&[
+        log(sizes.rows),
+        log(sizes.rows / f64::from(w.runs.max(1))),
+        log(w.c_in_active),
+        log(w.c_out_active),
+        log(depth),
+        w.kernel as f32,
+        w.stride as f32,
+        log(w.batch.into()),
+        log(w.group_size.into()),
+        flag(w.c_in_listed),
+        flag(w.c_out_listed),
+        flag(w.cache == Cache::Cold),
+        w.threads as f32,
+        flag(w.residual),
+        flag(w.input_compact),
+        flag(w.output_compact),
+        flag(w.route != crate::workload::Route::Dense),
+        fill(sizes.rows, tile_rows),
+        fill(w.c_out_active, tile_columns),
+        fill(w.c_out_active, f64::from(facts.lanes)),
+        log(w.out_w.into()),
+        log(w.groups.into()),
+        log(analytic_ns),
+        log(analytic_ns / sizes.rows.max(1.0)),
+        log(sizes.bytes()),
+        (w.c_in % 16) as f32,
+        (w.c_out % 16) as f32,
+        w.row_density() as f32,
+    ]);
+    features
+}
+
+/// Sizes that every kernel's amounts are made of.
+struct Sizes {
+    rows: f64,
+    taps: f64,
+    /// Bytes of what is read and written.
+    input: f64,
+    output: f64,
+    weights: f64,
+    /// Of the bytes, those that do not fit into the cache of a core.
+    outside: f64,
+    /// One thread's share of work that is cut evenly.
+    share: f64,
+    cold: f64,
+    threads: f64,
+}
+
+impl Sizes {
+    fn of(w: &Workload, facts: &DeviceFacts) -> Self {
+        let element = f64::from(w.dtype.bytes());
+        let (rows, taps) = (f64::from(w.rows), f64::from(w.kernel).powi(2));
+        let threads = f64::from(w.threads);
+        let pixels = f64::from(w.batch) * f64::from(w.in_h) * f64::from(w.in_w);
+        let read = (rows * taps.min(f64::from(w.stride).powi(2))).min(pixels);
+        let input = read * w.c_in_active * element;
+        let output = rows * w.c_out_active * element;
+        let weights = match w.op {
+            Op::GatherGemm => taps * w.c_in_active * w.c_out_active / f64::from(w.groups) * element,
+            Op::Depthwise => taps * w.c_out_active * 4.0,
+            Op::Linear | Op::SqueezeExcite => w.c_in_active * w.c_out_active * 4.0,
+            _ => 0.0,
+        };
+        let near = if facts.l2_bytes == 0 { 1048576.0 } else { facts.l2_bytes as f64 };
+        let all = input + output + weights;
+        let outside = (1.0 - near * threads / all.max(1.0)).max(0.0);
+        let share = 1.0 / threads.min(f64::from(facts.cores)).max(1.0);
+        let cold = f64::from(u8::from(w.cache == Cache::Cold));
+        Self { rows, taps, input, output, weights, outside, share, cold, threads }
+    }
+
+    fn bytes(&self) -> f64 {
+        self.input + self.output + self.weights
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DeviceKind;
+
+    pub(super) fn facts() -> DeviceFacts {
+        DeviceFacts {
+            name: "test".to_owned(),
+            kind: DeviceKind::Cpu,
+            isa: "avx512".to_owned(),
+            cores: 2,
+            clock_hz: 0.0,
+            lanes: 16,
+            tile_rows: 12,
+            tile_columns: 32,
+            l2_bytes: 1 << 20,
+            l3_bytes: 32 << 20,
+        }
+    }
+
+    #[test]
+    fn amounts_are_numbers_as_many_for_every_call_of_a_kernel() {
+        for op in Op::ALL {
+            let expected = count(op, &facts());
+            for (rows, threads, listed, batch) in [(0, 1, false, 1), (1, 2, true, 4), (49, 64, false, 3)] {
+                let mut w = Workload::new(op, 7, 7, 64, 96);
+                (w.rows, w.runs, w.threads, w.batch) = (rows, rows.min(7), threads, batch);
+                (w.c_in_listed, w.c_out_listed) = (listed, listed);
+                if listed {
+                    (w.c_in_active, w.c_out_active) = (0.0, 0.0);
+                }
+                let amounts = amounts(&w, &facts());
+                assert_eq!(amounts.len(), expected, "{op}");
+                assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
+                assert!(features(&w, &facts(), 100.0).iter().all(|f| f.is_finite()), "{op}");
+            }
+        }
+    }
+}
