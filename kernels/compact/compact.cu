@@ -170,7 +170,7 @@ INLINE void compact_channels(const CompactChannelsParams& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) compact_rows_n_u32(const __grid_constant__ CompactRowsParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) compact_rows_n_u32(const __grid_constant__ CompactRowsParams p) {
     compact_rows(p);
 }
 KERNEL(compact_rows_n_u32, CompactRowsParams, THREADS, 0)

@@ -65,12 +65,12 @@ impl GemmTile {
     pub const ALL: [GemmTile; 8] = {
         use GemmMath::{Simt, TensorCores, Tf32};
         [
-            tile(TensorCores, 128, 128, 128, 68_096),
-            tile(TensorCores, 128, 64, 128, 51_712),
-            tile(TensorCores, 64, 64, 128, 34_048),
-            tile(Tf32, 128, 128, 128, 68_096),
-            tile(Tf32, 128, 64, 128, 51_712),
-            tile(Tf32, 64, 64, 128, 34_048),
+            tile(TensorCores, 128, 128, 256, 67_584),
+            tile(TensorCores, 128, 64, 128, 51_200),
+            tile(TensorCores, 64, 64, 128, 33_792),
+            tile(Tf32, 128, 128, 256, 67_584),
+            tile(Tf32, 128, 64, 128, 51_200),
+            tile(Tf32, 64, 64, 128, 33_792),
             tile(Simt, 128, 128, 256, 0),
             tile(Simt, 64, 64, 256, 0),
         ]

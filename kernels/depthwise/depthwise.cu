@@ -44,7 +44,8 @@ INLINE void depthwise(const DepthwiseParams& p) {
 }  // namespace
 
 #define KERNELS(T)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) depthwise_nhwc_##T(const __grid_constant__ DepthwiseParams p) { \
+    extern "C" __global__ void __launch_bounds__(256, 3)                                                            \
+        depthwise_nhwc_##T(const __grid_constant__ DepthwiseParams p) {                                             \
         constexpr u32 N = Vec<T>::N;                                                                                \
         const bool whole = p.channels.total % N == 0 && (!p.channels.index || p.channels.group % N == 0);           \
         if (whole && aligned16(p.input) && aligned16(p.output) && aligned16(p.weight)) {                            \

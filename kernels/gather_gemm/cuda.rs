@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// Columns of the narrowest tile. Groups of a convolution share a tile as long as they fit: it costs nothing.
 const TILE_COLUMNS: usize = 64;
+/// Largest side of a map: kernels keep coordinates in 16 bits.
+const MOST_PIXELS: usize = 16_000;
 /// Elements of the longest vector that kernels load.
 const VECTOR: usize = 8;
 
@@ -53,20 +55,11 @@ impl Packed {
         };
         let row = g.kernel * kernel_w * run;
         let weight_pitch = row.next_multiple_of(VECTOR);
-        let limits = [
-            weight_pitch.saturating_mul(g.c_out),
-            pixel.saturating_mul(g.kernel),
-            g.input.h,
-            g.input.w,
-            g.output.h.saturating_mul(g.stride),
-            g.output.w.saturating_mul(g.stride),
-        ];
-        if limits.into_iter().any(|size| size >= 1 << 30) {
-            return Err(Error::Geometry {
-                op: "filter",
-                why: "sizes do not fit 32 bits",
-                geometry: g.to_string(),
-            });
+        let sides = [g.input.h, g.input.w, g.output.h, g.output.w].into_iter().max().unwrap_or(0);
+        let (side, elements) = (sides.saturating_add(g.kernel), weight_pitch.saturating_mul(g.c_out));
+        if side > MOST_PIXELS || elements.max(pixel.saturating_mul(side)) >= 1 << 31 {
+            let why = "maps above 16000 pixels a side and weights above 2³¹ elements are not supported";
+            return Err(Error::Geometry { op: "filter", why, geometry: g.to_string() });
         }
         let mut weight = vec![0.0; g.c_out * weight_pitch];
         for (o, to) in weight.chunks_exact_mut(weight_pitch).enumerate() {

@@ -27,44 +27,59 @@ struct Tile {
     u32 slot;
 };
 
+// Describes part `i` of the work; false behind the last.
+template <u32 BM, u32 BN>
+INLINE bool describe(const GatherGemmParams& p, u32 i, Tile& tile) {
+    const bool per_sample = p.c_in.index || p.c_out.index;
+    const u32 n = blockIdx.z;
+    const Range rows = per_sample ? rows_of(p.rows, n) : Range{0, row_count(p.rows)};
+    const u32 per_group = divide_up(p.group_out, BN), columns = p.groups * per_group;
+    if (i >= divide_up(rows.len(), BM) * columns * p.split) return false;
+    const u32 number = i / p.split, column = number % columns, group = column / per_group;
+    tile.n = n;
+    tile.part = i % p.split;
+    tile.slot = n * divide_up(p.rows.pixels, BM) * columns + number;
+    tile.row0 = rows.first + number / columns * BM;
+    tile.row_end = rows.end;
+    tile.column0 = channels_below(p.c_out, n, group * p.group_out) + column % per_group * BN;
+    tile.column_end = channels_below(p.c_out, n, (group + 1) * p.group_out);
+    tile.first = group * p.group_in;
+    tile.input0 = channels_below(p.c_in, n, tile.first);
+    tile.inputs = channels_below(p.c_in, n, tile.first + p.group_in) - tile.input0;
+    return true;
+}
+
+// The tile is in shared memory: registers are for sums.
 template <u32 BM, u32 BN, class Compute>
 INLINE void for_each_tile(const GatherGemmParams& p, Compute compute) {
-    const bool per_sample = p.c_in.index || p.c_out.index;
-    Tile tile;
-    tile.n = blockIdx.z;
-    const Range rows = per_sample ? rows_of(p.rows, tile.n) : Range{0, row_count(p.rows)};
-    const u32 per_group = divide_up(p.group_out, BN), columns = p.groups * per_group;
-    const u32 tiles = divide_up(rows.len(), BM) * columns;
-    const u32 slot0 = tile.n * divide_up(p.rows.pixels, BM) * columns;
-    for (u32 i = blockIdx.x; i < tiles * p.split; i += gridDim.x) {
-        const u32 number = i / p.split, column = number % columns, group = column / per_group;
-        tile.part = i % p.split;
-        tile.slot = slot0 + number;
-        tile.row0 = rows.first + number / columns * BM;
-        tile.row_end = rows.end;
-        tile.column0 = channels_below(p.c_out, tile.n, group * p.group_out) + column % per_group * BN;
-        tile.column_end = channels_below(p.c_out, tile.n, (group + 1) * p.group_out);
-        if (tile.column0 >= tile.column_end) continue;
-        tile.first = group * p.group_in;
-        tile.input0 = channels_below(p.c_in, tile.n, tile.first);
-        tile.inputs = channels_below(p.c_in, tile.n, tile.first + p.group_in) - tile.input0;
-        compute(tile);
+    SHARED(Tile, tile, 1);
+    SHARED(u32, more, 1);
+    for (u32 i = blockIdx.x;; i += gridDim.x) {
+        if (threadIdx.x == 0) more[0] = describe<BM, BN>(p, i, tile[0]);
+        __syncthreads();
+        if (!more[0]) break;
+        if (tile[0].column0 < tile[0].column_end) compute(tile[0]);
         __syncthreads();
     }
 }
 
 // ---- rows -------------------------------------------------------------------------------------------------------------
 
-constexpr i32 NO_ROW = -(1 << 30);
+// Where there is no row: no tap is inside.
+constexpr i32 NO_ROW = -(1 << 14);
+
+// Two coordinates in a register.
+INLINE u32 pair(i32 y, i32 x) { return u32(y) << 16 | (u32(x) & 0xffffu); }
+INLINE i32 y_of(u32 yx) { return i32(yx) >> 16; }
+INLINE i32 x_of(u32 yx) { return i32(yx << 16) >> 16; }
 
 // The rows of a tile, in shared memory.
 template <u32 BM>
 struct TileRows {
     // Input pixel of tap (0, 0), counted over the batch; with compact input rows the row. May lie outside.
     i32 pixel[BM];
-    // Its coordinates; `y` is NO_ROW where there is no row.
-    i32 y[BM];
-    i32 x[BM];
+    // Its coordinates, a pair; `y` is NO_ROW where there is no row.
+    u32 yx[BM];
     // Row of the output.
     u32 at[BM];
     // Where the row's biases start.
@@ -92,8 +107,8 @@ INLINE void find_rows(const GatherGemmParams& p, const Tile& tile, TileRows<BM>&
     for (u32 r = threadIdx.x; r < BM; r += THREADS) {
         const u32 i = tile.row0 + r;
         if (i >= tile.row_end) {
-            rows.y[r] = NO_ROW;
-            rows.x[r] = rows.pixel[r] = 0;
+            rows.yx[r] = pair(NO_ROW, 0);
+            rows.pixel[r] = 0;
             rows.at[r] = rows.bias[r] = 0;
             continue;
         }
@@ -101,12 +116,11 @@ INLINE void find_rows(const GatherGemmParams& p, const Tile& tile, TileRows<BM>&
         const u32 y = in_map / w.out_w, x = in_map % w.out_w;
         if (p.input_rows == COMPACT) {
             rows.pixel[r] = i32(i);
-            rows.y[r] = rows.x[r] = 0;
+            rows.yx[r] = 0;
         } else {
             const i32 iy = i32(y * w.stride) - i32(w.pad_top), ix = i32(x * w.stride) - i32(w.pad_left);
             rows.pixel[r] = (i32(n * w.in_h) + iy) * i32(w.in_w) + ix;
-            rows.y[r] = iy;
-            rows.x[r] = ix;
+            rows.yx[r] = pair(iy, ix);
         }
         rows.at[r] = p.output_rows == COMPACT ? i : pixel;
         rows.bias[r] = p.bias_pitch ? border_class(w, y, x) * p.bias_pitch : 0;
@@ -118,19 +132,19 @@ INLINE void find_rows(const GatherGemmParams& p, const Tile& tile, TileRows<BM>&
 // A place in the sum: `N` neighbouring input channels of a tap.
 template <u32 N>
 struct Cursor {
-    u32 r, s, chunk, chunks;
+    u32 r, s, chunk;
 
+    INLINE static u32 chunks(const Tile& tile) { return divide_up(tile.inputs, N); }
     INLINE void start(const GatherGemmParams& p, const Tile& tile, u32 at) {
-        chunks = divide_up(tile.inputs, N);
-        const u32 tap = chunks ? at / chunks : 0;
-        chunk = chunks ? at % chunks : 0;
+        const u32 tap = chunks(tile) ? at / chunks(tile) : 0;
+        chunk = chunks(tile) ? at % chunks(tile) : 0;
         r = tap / p.window.kernel_w;
         s = tap % p.window.kernel_w;
     }
-    INLINE void advance(const GatherGemmParams& p, u32 by) {
+    INLINE void advance(const GatherGemmParams& p, const Tile& tile, u32 by) {
         chunk += by;
-        while (chunk >= chunks && r < p.window.kernel_h) {
-            chunk -= chunks;
+        while (chunk >= chunks(tile) && r < p.window.kernel_h) {
+            chunk -= chunks(tile);
             if (++s == p.window.kernel_w) {
                 s = 0;
                 r++;
@@ -139,7 +153,7 @@ struct Cursor {
     }
     // Channels from here on in this tap, at most N; 0 behind the end.
     INLINE u32 len(const GatherGemmParams& p, const Tile& tile) const {
-        return r < p.window.kernel_h && chunks ? min(N, tile.inputs - chunk * N) : 0;
+        return r < p.window.kernel_h && tile.inputs ? min(N, tile.inputs - chunk * N) : 0;
     }
     // Element of a row of weights that belongs to the tap's first channel.
     INLINE u32 weight(const GatherGemmParams& p) const { return (r * p.window.kernel_w + s) * p.group_in; }
@@ -156,22 +170,22 @@ INLINE Range steps_of(const GatherGemmParams& p, const Tile& tile) {
 // Where a thread's rows of the left operand are, in registers.
 template <u32 ROWS>
 struct LeftRows {
-    i32 pixel[ROWS], y[ROWS], x[ROWS];
+    i32 pixel[ROWS];
+    u32 yx[ROWS];
 
     template <u32 BM>
     INLINE void read_from(const TileRows<BM>& rows, u32 first, u32 step) {
 #pragma unroll
         for (u32 i = 0; i < ROWS; i++) {
             pixel[i] = rows.pixel[first + i * step];
-            y[i] = rows.y[first + i * step];
-            x[i] = rows.x[first + i * step];
+            yx[i] = rows.yx[first + i * step];
         }
     }
     // Whether the tap of row `i` lies inside.
     template <u32 N>
     INLINE bool inside(const GatherGemmParams& p, const Cursor<N>& at, u32 i) const {
-        if (p.input_rows == COMPACT) return y[i] >= 0;
-        return u32(y[i] + i32(at.r)) < p.window.in_h && u32(x[i] + i32(at.s)) < p.window.in_w;
+        if (p.input_rows == COMPACT) return y_of(yx[i]) >= 0;
+        return u32(y_of(yx[i]) + i32(at.r)) < p.window.in_h && u32(x_of(yx[i]) + i32(at.s)) < p.window.in_w;
     }
     // Element of the input at which the tap's channels start.
     template <u32 N>
@@ -205,43 +219,32 @@ struct Epilogue {
     u32 column, len;
     // Whole, and aligned to `N` elements.
     bool whole;
-    float bias[N], constant[N];
 
     INLINE Epilogue(const GatherGemmParams& p, const Tile& tile, u32 column) : p(p), tile(tile), column(column) {
         len = column < tile.column_end ? min(N, tile.column_end - column) : 0;
         whole = len == N && column % N == 0 && p.output_pitch % N == 0 && aligned16(p.output);
-#pragma unroll
-        for (u32 j = 0; j < N; j++) {
-            const u32 o = j < len ? channel_of(p.c_out, tile.n, column + j) : 0;
-            constant[j] = p.output_constant && j < len ? read(p.output_constant + o) : 0.f;
-            bias[j] = j < len ? read(p.bias + o) : 0.f;
-        }
     }
 
-    INLINE float finish(float z, float before, float constant) const {
-        if (p.residual) z += before;
-        return activate(p.act, z) - constant;
-    }
-
-    // `bias_at`: where the row's biases start; those of the first class are at hand.
+    // `bias_at`: where the row's biases start.
     INLINE void store(u32 at, u32 bias_at, const float (&z)[N]) {
         if (len == 0) return;
         T* output = static_cast<T*>(p.output) + u64(at) * p.output_pitch + column;
-        float v[N], before[N] = {};
+        float v[N];
+        add(z, p.bias + bias_at, 1.f, v);
         if (p.residual) {
+            float before[N];
             if (whole) {
                 load_run(output, before);
             } else {
 #pragma unroll
                 for (u32 j = 0; j < N; j++) before[j] = j < len ? to_f32(output[j]) : 0.f;
             }
+#pragma unroll
+            for (u32 j = 0; j < N; j++) v[j] += before[j];
         }
 #pragma unroll
-        for (u32 j = 0; j < N; j++) {
-            float b = bias[j];
-            if (bias_at && j < len) b = read(p.bias + bias_at + channel_of(p.c_out, tile.n, column + j));
-            v[j] = finish(z[j] + b, before[j], constant[j]);
-        }
+        for (u32 j = 0; j < N; j++) v[j] = activate(p.act, v[j]);
+        if (p.output_constant) add(v, p.output_constant, -1.f, v);
         if (whole) {
             store_run(output, v);
         } else {
@@ -253,6 +256,26 @@ struct Epilogue {
     }
 
 private:
+    // `v = z + sign · values` of these columns' channels.
+    INLINE void add(const float (&z)[N], const float* values, float sign, float (&v)[N]) const {
+        const bool runs = len == N && (!p.c_out.index || (p.c_out.group % N == 0 && column % N == 0));
+        const float* run = values + channel_of(p.c_out, tile.n, column);
+        if (runs && aligned16(run)) {
+#pragma unroll
+            for (u32 i = 0; i < N; i += 4) {
+                float four[4];
+                load_vec(run + i, four);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) v[i + j] = z[i + j] + sign * four[j];
+            }
+        } else {
+#pragma unroll
+            for (u32 j = 0; j < N; j++) {
+                v[j] = z[j];
+                if (j < len) v[j] += sign * read(values + channel_of(p.c_out, tile.n, column + j));
+            }
+        }
+    }
     INLINE static void load_run(const T* from, float (&v)[N]) {
         if constexpr (N == Vec<T>::N) {
             load_vec(from, v);
@@ -314,6 +337,8 @@ struct Shape {
         WN = WN_,
         WARPS = BM / WM * (BN / WN),
         THREADS = WARPS * 32,
+        // Thread blocks that share a multiprocessor at least: bounds the registers.
+        BLOCKS = THREADS == 256 ? 1 : 3,
         STAGE = (BM + BN) * LINE,
         // Floats of a row that a warp turns from fragments to runs; the padding keeps rows in different banks.
         TURN = WN + 8,
@@ -323,10 +348,20 @@ struct Shape {
 };
 
 // Rows × columns of the tile of a thread block, then of a warp.
-using Large = Shape<128, 128, 64, 64>;
+using Large = Shape<128, 128, 64, 32>;
 using Tall = Shape<128, 64, 64, 32>;
 using Small = Shape<64, 64, 32, 32>;
-static_assert(Large::SHARED == 68096 && Tall::SHARED == 51712 && Small::SHARED == 34048, "named in launch.rs");
+static_assert(Large::SHARED == 67584 && Tall::SHARED == 51200 && Small::SHARED == 33792, "named in launch.rs");
+
+// Four matrices of an operand, as the tensor core wants them.
+template <class T>
+INLINE void load_operand(u32 (&m)[4], const unsigned char* row) {
+    load_matrices(m, row);
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) m[i] = to_tf32(m[i]);
+    }
+}
 
 template <class T, class S>
 INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned char* shared) {
@@ -336,8 +371,9 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
     auto& rows = *reinterpret_cast<TileRows<S::BM>*>(shared + S::PIPELINE);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 warp_row = warp % (S::BM / S::WM) * S::WM, warp_column = warp / (S::BM / S::WM) * S::WN;
-    // A thread copies the same chunk of every so many rows.
-    const u32 my_chunk = threadIdx.x % CHUNKS, my_row = threadIdx.x / CHUNKS;
+    // A thread copies the same chunk of every so many rows. Eight rows on, chunks are permuted the same.
+    const u32 my_chunk = threadIdx.x % CHUNKS, my_row = threadIdx.x / CHUNKS, my_place = place(my_row, my_chunk);
+    static_assert(ROW_STEP % 8 == 0, "the permutation repeats");
 
     find_rows<S::BM, S::THREADS>(p, tile, rows);
     __syncthreads();
@@ -358,13 +394,13 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
     at.start(p, tile, steps.first * CHUNKS + my_chunk);
 
     auto copy = [&](u32 stage) {
-        unsigned char* to = shared + stage * S::STAGE;
+        unsigned char* to = shared + stage * S::STAGE + my_place;
         const u32 len = at.len(p, tile);
 #pragma unroll
         for (u32 i = 0; i < LEFT; i++) {
             const u32 valid = len && left.inside(p, at, i) ? len * u32(sizeof(T)) : 0;
             const T* from = valid ? input + left.offset(p, tile, at, i) : input;
-            copy_async(to + place(my_row + i * ROW_STEP, my_chunk), from, valid);
+            copy_async(to + i * ROW_STEP * LINE, from, valid);
         }
         to += S::BM * LINE;
         if (runs) {
@@ -373,67 +409,55 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
             for (u32 i = 0; i < RIGHT; i++) {
                 const u32 valid = right[i] == ~0u ? 0 : len * u32(sizeof(T));
                 const T* from = valid ? weight + right[i] + offset : weight;
-                copy_async(to + place(my_row + i * ROW_STEP, my_chunk), from, valid);
+                copy_async(to + i * ROW_STEP * LINE, from, valid);
             }
         } else {
             // Single channels: element by element.
-            u32 offset[N];
+#pragma unroll 1
+            for (u32 j = 0; j < N; j++) {
+                const u32 offset = j < len ? weight_of(p, tile, at, j) : 0;
 #pragma unroll
-            for (u32 j = 0; j < N; j++) offset[j] = j < len ? weight_of(p, tile, at, j) : 0;
-#pragma unroll
-            for (u32 i = 0; i < RIGHT; i++) {
-                float v[N];
-#pragma unroll
-                for (u32 j = 0; j < N; j++) {
-                    v[j] = j < len && right[i] != ~0u ? to_f32(weight[right[i] + offset[j]]) : 0.f;
+                for (u32 i = 0; i < RIGHT; i++) {
+                    T* line = reinterpret_cast<T*>(to + i * ROW_STEP * LINE);
+                    line[j] = j < len && right[i] != ~0u ? weight[right[i] + offset] : from_f32<T>(0.f);
                 }
-                store_vec(reinterpret_cast<T*>(to + place(my_row + i * ROW_STEP, my_chunk)), v);
             }
         }
-        at.advance(p, CHUNKS);
+        at.advance(p, tile, CHUNKS);
     };
 
+    // Where this lane's rows of matrices lie in a stage.
+    const u32 a_place = place(warp_row + lane % 16, lane / 16);
+    const u32 b_place = S::BM * LINE + place(warp_column + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     float sum[MI * NI][4] = {};
-#pragma unroll
+#pragma unroll 1
     for (u32 stage = 0; stage < STAGES - 1; stage++) {
         if (stage < steps.len()) copy(stage);
         copy_commit();
     }
+#pragma unroll 1
     for (u32 step = 0; step < steps.len(); step++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         // Everyone is done with the stage before this one.
         if (step + STAGES - 1 < steps.len()) copy((step + STAGES - 1) % STAGES);
         copy_commit();
-        const unsigned char* a = shared + step % STAGES * S::STAGE;
-        const unsigned char* b = a + S::BM * LINE;
+        const unsigned char* stage = shared + step % STAGES * S::STAGE;
 #pragma unroll
         for (u32 k = 0; k < CHUNKS; k += 2) {
-            u32 ma[MI][4], mb[NI / 2][4];
+            // An even number of chunks on: the same place but for these bits.
+            const unsigned char *a = stage + (a_place ^ k * 16), *b = stage + (b_place ^ k * 16);
+            u32 mb[NI / 2][4];
+#pragma unroll
+            for (u32 j = 0; j < NI / 2; j++) load_operand<T>(mb[j], b + j * 16 * LINE);
 #pragma unroll
             for (u32 i = 0; i < MI; i++) {
-                load_matrices(ma[i], a + place(warp_row + i * 16 + lane % 16, k + lane / 16));
-            }
-#pragma unroll
-            for (u32 j = 0; j < NI / 2; j++) {
-                const u32 row = warp_column + j * 16 + lane / 16 * 8 + lane % 8;
-                load_matrices(mb[j], b + place(row, k + lane / 8 % 2));
-            }
-            if constexpr (sizeof(T) == 4) {
-#pragma unroll
-                for (u32 w = 0; w < 4; w++) {
-#pragma unroll
-                    for (u32 i = 0; i < MI; i++) ma[i][w] = to_tf32(ma[i][w]);
-#pragma unroll
-                    for (u32 j = 0; j < NI / 2; j++) mb[j][w] = to_tf32(mb[j][w]);
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < MI; i++) {
+                u32 ma[4];
+                load_operand<T>(ma, a + i * 16 * LINE);
 #pragma unroll
                 for (u32 j = 0; j < NI; j++) {
                     const u32 column[2] = {mb[j / 2][j % 2 * 2], mb[j / 2][j % 2 * 2 + 1]};
-                    mma<T>(sum[i * NI + j], ma[i], column);
+                    mma<T>(sum[i * NI + j], ma, column);
                 }
             }
         }
@@ -458,7 +482,7 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
             }
         }
         __syncwarp();
-#pragma unroll
+#pragma unroll 1
         for (u32 r0 = 0; r0 < 16; r0 += AT_ONCE) {
             const u32 r = r0 + lane / LANES, row = warp_row + i * 16 + r;
             float z[N];
@@ -466,7 +490,7 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
             for (u32 j = 0; j < N; j += 4) {
                 load_vec(turn + r * S::TURN + lane % LANES * N + j, reinterpret_cast<float(&)[4]>(z[j]));
             }
-            if (rows.y[row] != NO_ROW) end.store(rows.at[row], rows.bias[row], z);
+            if (y_of(rows.yx[row]) != NO_ROW) end.store(rows.at[row], rows.bias[row], z);
         }
         __syncwarp();
     }
@@ -478,21 +502,6 @@ INLINE void gather_gemm_mma(const GatherGemmParams& p) {
     for_each_tile<S::BM, S::BN>(p, [&](const Tile& tile) { compute_mma<T, S>(p, tile, shared); });
 }
 
-#define KERNEL_MMA(T, S, name)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(S::THREADS) name(const __grid_constant__ GatherGemmParams p) {     \
-        gather_gemm_mma<T, S>(p);                                                                                   \
-    }                                                                                                               \
-    KERNEL(name, GatherGemmParams, S::THREADS, S::SHARED)
-
-KERNEL_MMA(f16, Large, gather_gemm_nhwc_f16_mma_128x128)
-KERNEL_MMA(f16, Tall, gather_gemm_nhwc_f16_mma_128x64)
-KERNEL_MMA(f16, Small, gather_gemm_nhwc_f16_mma_64x64)
-KERNEL_MMA(bf16, Large, gather_gemm_nhwc_bf16_mma_128x128)
-KERNEL_MMA(bf16, Tall, gather_gemm_nhwc_bf16_mma_128x64)
-KERNEL_MMA(bf16, Small, gather_gemm_nhwc_bf16_mma_64x64)
-KERNEL_MMA(f32, Large, gather_gemm_nhwc_f32_tf32_128x128)
-KERNEL_MMA(f32, Tall, gather_gemm_nhwc_f32_tf32_128x64)
-KERNEL_MMA(f32, Small, gather_gemm_nhwc_f32_tf32_64x64)
 #endif
 
 // ---- in plain f32 -----------------------------------------------------------------------------------------------------
@@ -552,7 +561,7 @@ INLINE void compute_simt(const GatherGemmParams& p, const Tile& tile, TileRows<M
                 for (u32 j = 0; j < N; j++) next_b[i][j] = j < terms ? to_f32(row[offset[j]]) : 0.f;
             }
         }
-        at.advance(p, QUADS);
+        at.advance(p, tile, QUADS);
     };
 
     float sum[4 * FOURS * FOURS][4] = {};
@@ -596,7 +605,7 @@ INLINE void compute_simt(const GatherGemmParams& p, const Tile& tile, TileRows<M
 #pragma unroll
         for (u32 i = 0; i < 4 * FOURS; i++) {
             const u32 row = i / 4 * 64 + ty * 4 + i % 4;
-            if (rows.y[row] != NO_ROW) end.store(rows.at[row], rows.bias[row], sum[i * FOURS + j]);
+            if (y_of(rows.yx[row]) != NO_ROW) end.store(rows.at[row], rows.bias[row], sum[i * FOURS + j]);
         }
     }
 }
@@ -611,19 +620,6 @@ INLINE void gather_gemm_simt(const GatherGemmParams& p) {
                            reinterpret_cast<float(&)[16][M + 4]>(b));
     });
 }
-
-#define KERNEL_SIMT(T, M, name)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256, M == 64 ? 3 : 1) name(const __grid_constant__ GatherGemmParams p) {            \
-        gather_gemm_simt<T, M>(p);                                                                                  \
-    }                                                                                                               \
-    KERNEL(name, GatherGemmParams, 256, 0)
-
-KERNEL_SIMT(f32, 128, gather_gemm_nhwc_f32_simt_128x128)
-KERNEL_SIMT(f32, 64, gather_gemm_nhwc_f32_simt_64x64)
-KERNEL_SIMT(f16, 128, gather_gemm_nhwc_f16_simt_128x128)
-KERNEL_SIMT(f16, 64, gather_gemm_nhwc_f16_simt_64x64)
-KERNEL_SIMT(bf16, 128, gather_gemm_nhwc_bf16_simt_128x128)
-KERNEL_SIMT(bf16, 64, gather_gemm_nhwc_bf16_simt_64x64)
 
 // ---- the gather alone -------------------------------------------------------------------------------------------------
 
@@ -660,6 +656,37 @@ INLINE void gather(const GatherParams& p) {
 }
 
 }  // namespace
+
+#if HAS_TENSOR_CORES
+#define KERNEL_MMA(T, S, name)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) name(const __grid_constant__ GatherGemmParams p) {     \
+        gather_gemm_mma<T, S>(p);                                                                                   \
+    }                                                                                                               \
+    KERNEL(name, GatherGemmParams, S::THREADS, S::SHARED)
+
+KERNEL_MMA(f16, Large, gather_gemm_nhwc_f16_mma_128x128)
+KERNEL_MMA(f16, Tall, gather_gemm_nhwc_f16_mma_128x64)
+KERNEL_MMA(f16, Small, gather_gemm_nhwc_f16_mma_64x64)
+KERNEL_MMA(bf16, Large, gather_gemm_nhwc_bf16_mma_128x128)
+KERNEL_MMA(bf16, Tall, gather_gemm_nhwc_bf16_mma_128x64)
+KERNEL_MMA(bf16, Small, gather_gemm_nhwc_bf16_mma_64x64)
+KERNEL_MMA(f32, Large, gather_gemm_nhwc_f32_tf32_128x128)
+KERNEL_MMA(f32, Tall, gather_gemm_nhwc_f32_tf32_128x64)
+KERNEL_MMA(f32, Small, gather_gemm_nhwc_f32_tf32_64x64)
+#endif
+
+#define KERNEL_SIMT(T, M, name)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, M == 64 ? 3 : 1) name(const __grid_constant__ GatherGemmParams p) {            \
+        gather_gemm_simt<T, M>(p);                                                                                  \
+    }                                                                                                               \
+    KERNEL(name, GatherGemmParams, 256, 0)
+
+KERNEL_SIMT(f32, 128, gather_gemm_nhwc_f32_simt_128x128)
+KERNEL_SIMT(f32, 64, gather_gemm_nhwc_f32_simt_64x64)
+KERNEL_SIMT(f16, 128, gather_gemm_nhwc_f16_simt_128x128)
+KERNEL_SIMT(f16, 64, gather_gemm_nhwc_f16_simt_64x64)
+KERNEL_SIMT(bf16, 128, gather_gemm_nhwc_bf16_simt_128x128)
+KERNEL_SIMT(bf16, 64, gather_gemm_nhwc_bf16_simt_64x64)
 
 #define KERNEL_GATHER(T)                                                                                            \
     extern "C" __global__ void __launch_bounds__(256) gather_nhwc_##T(const __grid_constant__ GatherParams p) {     \

@@ -84,7 +84,7 @@ INLINE void mean_pool(const MeanPoolParams& p) {
 }  // namespace
 
 #define KERNELS(T)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         mean_pool_nhwc_##T(const __grid_constant__ MeanPoolParams p) {                                              \
         mean_pool<T>(p);                                                                                            \
     }                                                                                                               \
