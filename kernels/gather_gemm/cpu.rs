@@ -101,7 +101,8 @@ struct Job<'a> {
     rows: Range<usize>,
     c_in: Option<&'a [u32]>,
     c_out: Option<&'a [u32]>,
-    /// Pieces the rows are cut into.
+    /// Tiles, which share the rows evenly, and pieces these are cut into.
+    tiles: usize,
     blocks: usize,
     /// Panels, or runs of active columns as wide as one.
     columns: usize,
@@ -183,16 +184,17 @@ fn job<'a, E: Element>(
         _ => filter.panels.len(),
     };
     if rows.is_empty() || columns == 0 {
-        return Job { rows, c_in, c_out, blocks: 0, columns: 0, parts: 0 };
+        return Job { rows, c_in, c_out, tiles: 0, blocks: 0, columns: 0, parts: 0 };
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
     let block_rows = if c_out.is_some() { PACKED_BLOCK_ROWS } else { BLOCK_ROWS };
+    let tiles = rows.len().div_ceil(filter.max_rows);
     let blocks = rows.len().div_ceil(block_rows);
     let bytes = filter.bytes() / filter.panels.len() * columns;
     let few = bytes <= RESIDENT_BYTES && c_out.is_none() && c_in.is_none();
-    let blocks = if few { blocks.max(wanted.min(rows.len().div_ceil(filter.max_rows))) } else { blocks };
+    let blocks = if few { blocks.max(wanted.min(tiles)) } else { blocks };
     let parts = wanted.div_ceil(blocks).min(columns);
-    Job { rows, c_in, c_out, blocks, columns, parts }
+    Job { rows, c_in, c_out, tiles, blocks, columns, parts }
 }
 
 /// Start of piece `i` of `0..len` cut evenly into `pieces`.
@@ -212,9 +214,10 @@ fn run_chunk<E: Element>(
 ) {
     let (block, part) = (chunk % job.blocks, chunk / job.blocks);
     let columns = piece(job.columns, job.parts, part)..piece(job.columns, job.parts, part + 1);
-    let block = job.rows.start + piece(job.rows.len(), job.blocks, block)
-        ..job.rows.start + piece(job.rows.len(), job.blocks, block + 1);
-    let tiles = block.len().div_ceil(filter.max_rows);
+    // Cut between tiles, so that none is lower than it needs to be.
+    let (first, end) = (piece(job.tiles, job.blocks, block), piece(job.tiles, job.blocks, block + 1));
+    let row = |tile: usize| job.rows.start + piece(job.rows.len(), job.tiles, tile);
+    let (block, tiles) = (row(first)..row(end), end - first);
     let g = filter.geometry();
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };

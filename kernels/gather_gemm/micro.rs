@@ -133,6 +133,9 @@ struct Ahead {
     rows: usize,
 }
 
+/// Steps of the reduction that a narrow tile does at a time.
+const UNROLL: usize = 4;
+
 /// Panel rows follow each other.
 const STREAM: u8 = 0;
 /// Panel rows are listed.
@@ -176,7 +179,31 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
                 next_row += 1;
             }
             let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
-            for k in 0..segment.inputs as usize {
+            let inputs = segment.inputs as usize;
+            macro_rules! step {
+                ($k:expr, $columns:expr) => {
+                    let columns: [S::V; NV] = $columns;
+                    for i in 0..MR {
+                        let value = S::splat((*a[i].add($k)).to_f32());
+                        for j in 0..NV {
+                            acc[i][j] = S::fma(value, columns[j], acc[i][j]);
+                        }
+                    }
+                };
+            }
+            let mut k = 0;
+            if NV == 1 && GATHER == STREAM {
+                // Narrow tiles are bound by loads, also those of the pointers that have no register.
+                while k + UNROLL <= inputs {
+                    step!(k, [S::load(b); NV]);
+                    step!(k + 1, [S::load(b.add(S::LANES)); NV]);
+                    step!(k + 2, [S::load(b.add(2 * S::LANES)); NV]);
+                    step!(k + 3, [S::load(b.add(3 * S::LANES)); NV]);
+                    b = b.wrapping_add(UNROLL * S::LANES);
+                    k += UNROLL;
+                }
+            }
+            while k < inputs {
                 let columns: [S::V; NV] = match GATHER {
                     STREAM => std::array::from_fn(|j| S::load(b.add(j * S::LANES))),
                     ROWS => {
@@ -196,13 +223,9 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
                         })
                     }
                 };
-                for i in 0..MR {
-                    let value = S::splat((*a[i].add(k)).to_f32());
-                    for j in 0..NV {
-                        acc[i][j] = S::fma(value, columns[j], acc[i][j]);
-                    }
-                }
+                step!(k, columns);
                 b = b.wrapping_add(NV * S::LANES);
+                k += 1;
             }
         }
         ahead.row = next_row;
@@ -248,13 +271,20 @@ unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, 
     // SAFETY: see above.
     unsafe {
         let classes = !strip.class.is_null();
-        if strip.columns != 2 * S::LANES || strip.act == Act::Relu6 || classes && strip.residual {
-            return finish_part::<S, E>(strip, rows, sums);
+        let part = strip.columns < strip.stored || strip.act == Act::Relu6 || classes && strip.residual;
+        macro_rules! whole {
+            ($nv:literal) => {
+                match (strip.residual, classes) {
+                    (false, false) => finish_whole::<S, E, $nv, false, false>(strip, rows, sums),
+                    (false, true) => finish_whole::<S, E, $nv, false, true>(strip, rows, sums),
+                    (true, _) => finish_whole::<S, E, $nv, true, false>(strip, rows, sums),
+                }
+            };
         }
-        match (strip.residual, classes) {
-            (false, false) => finish_whole::<S, E, 2, false, false>(strip, rows, sums),
-            (false, true) => finish_whole::<S, E, 2, false, true>(strip, rows, sums),
-            (true, _) => finish_whole::<S, E, 2, true, false>(strip, rows, sums),
+        match strip.stored / S::LANES {
+            1 if !part => whole!(1),
+            2 if !part => whole!(2),
+            _ => finish_part::<S, E>(strip, rows, sums),
         }
     }
 }
