@@ -32,6 +32,7 @@ pub struct Scratch<E> {
     offsets: Vec<u32>,
     scaled: usize,
     zeros: Buffer<E>,
+    sums: Buffer<f32>,
     packed: Buffer<E>,
     packed_bias: Vec<f32>,
     packed_constant: Vec<f32>,
@@ -56,6 +57,7 @@ impl<E: Element> Scratch<E> {
             offsets: vec![],
             scaled: 1,
             zeros,
+            sums: Buffer::zeroed(0, "scratch")?,
             packed,
             packed_bias,
             packed_constant,
@@ -78,6 +80,9 @@ impl<E: Element> Scratch<E> {
         let rows = if channels { PACKED_BLOCK_ROWS } else { BLOCK_ROWS } + filter.max_rows;
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
+        if self.sums.len() < rows * filter.panel_width {
+            self.sums = Buffer::zeroed(rows * filter.panel_width, "sums")?;
+        }
         self.out.resize(self.out.len().max(rows), std::ptr::null_mut());
         self.class.resize(self.class.len().max(rows), 0);
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
@@ -236,6 +241,7 @@ fn run_chunk<E: Element>(
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
         let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
         let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
+        let sums = scratch.sums.as_mut_slice().as_mut_ptr();
         let strip = Strip {
             taps: scratch.taps.as_ptr(),
             n_taps,
@@ -253,8 +259,8 @@ fn run_chunk<E: Element>(
             constant: panel.constant,
             residual: call.residual,
             act: call.act,
-            next: next.unwrap_or(panel.rows),
-            next_rows: if next.is_some() { scratch.depth } else { 0 },
+            sums,
+            next,
         };
         micro::compute(isa, &strip);
     }

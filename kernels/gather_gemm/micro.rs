@@ -47,10 +47,10 @@ pub(super) struct Strip<'a, E> {
     pub(super) constant: *const f32,
     pub(super) residual: bool,
     pub(super) act: Act,
+    /// `[rows][stored]`, to keep sums in between.
+    pub(super) sums: *mut f32,
     /// What will be multiplied with next; it is asked for while this is being multiplied.
-    pub(super) next: PanelRows<E>,
-    /// Rows of it.
-    pub(super) next_rows: usize,
+    pub(super) next: Option<PanelRows<E>>,
 }
 
 /// Where the rows of a panel lie. Each row is `stored` columns.
@@ -85,23 +85,60 @@ dispatch! {
     pub(super) fn compute<E>(strip: &Strip<'_, E>) = compute_set
 }
 
+/// Rows of a panel that are multiplied with all rows of a strip before the next ones are: these and the next ones
+/// together stay in the second-level cache.
+const PART: usize = 1152;
+
 #[inline(always)]
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
+    const { assert!(S::MR * S::NV * S::LANES <= 12 * 32) };
+    let row = |segment: usize| strip.segments.get(segment).map(|segment| segment.panel_row as usize);
+    let depth = strip.segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize);
+    let parts = depth.div_ceil(PART).max(1);
+    let length = strip.segments.len().div_ceil(parts);
+    for part in 0..parts {
+        let segments = &strip.segments[part * length..strip.segments.len().min((part + 1) * length)];
+        let last = part + 1 == parts;
+        let coming = match last {
+            false => Some((
+                strip.panel,
+                row((part + 1) * length).unwrap_or(depth)..row((part + 2) * length).unwrap_or(depth),
+            )),
+            true => strip.next.map(|next| (next, 0..row(length).unwrap_or(depth))),
+        };
+        let mut ahead = Ahead::new(coming, strip.stored, strip.tiles * segments.len().max(1));
+        // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
+        unsafe { compute_part::<S, E>(strip, segments, (part == 0, last), parts > 1, &mut ahead) };
+    }
+}
+
+/// Multiplies with some rows of the panel. The `first` part starts from zero, the others from the sums so far; the
+/// `last` finishes.
+///
+/// # Safety
+/// As for [`compute`], inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn compute_part<S: Simd, E: Element>(
+    strip: &Strip<'_, E>,
+    segments: &[Segment],
+    (start, last): (bool, bool),
+    keep: bool,
+    ahead: &mut Ahead,
+) {
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
-    let requests = strip.tiles * strip.segments.len().max(1);
-    let mut ahead = Ahead { row: 0, rows: strip.next_rows.div_ceil(requests) };
-    const { assert!(S::MR * S::NV * S::LANES <= MOST_SUMS) };
-    let mut sums = Sums([0.0; MOST_SUMS]);
     let mut first = 0;
     for tile in 0..strip.tiles {
         let rows = height + usize::from(tile < taller);
-        // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-        unsafe { expect_output::<S, E>(strip, first..first + rows) };
+        let sums = if keep { strip.sums.wrapping_add(first * strip.stored) } else { strip.sums };
+        if last {
+            // SAFETY: see above.
+            unsafe { expect_output::<S, E>(strip, first..first + rows) };
+        }
         macro_rules! by_rows {
             ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, first, &mut ahead, &mut sums) },)*
+                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, segments, first, ahead, (start, sums)) },)*
                     _ => unreachable!("a tile has 1..=12 rows"),
                 }
             };
@@ -120,17 +157,80 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
             4 if S::NV >= 4 => by_rows!(4),
             _ => unreachable!("a panel has 1..=S::NV vectors"),
         }
-        // SAFETY: as above.
-        unsafe { finish::<S, E>(strip, first..first + rows, &sums) };
+        if last {
+            // SAFETY: see above.
+            unsafe { finish::<S, E>(strip, first..first + rows, sums) };
+        }
         first += rows;
     }
 }
 
-/// Progress through the rows of the next panel.
+/// Progress through the rows of a panel that will be multiplied with soon.
+#[derive(Clone, Copy)]
 struct Ahead {
-    row: usize,
-    /// To ask for at every segment.
-    rows: usize,
+    /// Cache lines of row 0, some of them perhaps twice.
+    lines: [*const u8; MAX_UNITS],
+    /// Whether there are more than two.
+    scattered: bool,
+    /// Elements from row 0 to each row; null: they follow each other.
+    offsets: *const u32,
+    element: usize,
+    /// Next row to ask for; where rows follow each other, next cache line.
+    at: usize,
+    end: usize,
+    /// To ask for at every segment, so that the loads are spread over the multiplication.
+    step: usize,
+}
+
+impl Ahead {
+    fn new<E>(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, requests: usize) -> Self {
+        let nothing = || (PanelRows::neighbours(std::ptr::null(), std::ptr::null()), 0..0);
+        let (panel, mut rows) = coming.unwrap_or_else(nothing);
+        if panel.offsets.is_null() {
+            let line = |row: usize| (row * stored * size_of::<E>()).div_ceil(64);
+            rows = line(rows.start)..line(rows.end);
+        }
+        let [first, second, third, fourth] = panel.units.map(|unit: *const E| unit.cast());
+        let lines =
+            if panel.scattered { [first, second, third, fourth] } else { [first, third, first, third] };
+        Ahead {
+            lines,
+            scattered: panel.scattered,
+            offsets: panel.offsets,
+            element: size_of::<E>(),
+            at: rows.start,
+            end: rows.end,
+            step: rows.len().div_ceil(requests),
+        }
+    }
+
+    /// Asks for some more.
+    ///
+    /// # Safety
+    /// Inside a function compiled for `S`; `offsets` is null or has `end` entries.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&mut self) {
+        let end = self.end.min(self.at + self.step);
+        // SAFETY: see above.
+        unsafe {
+            if self.offsets.is_null() {
+                while self.at < end {
+                    S::prefetch_far(self.lines[0].wrapping_add(self.at * 64));
+                    self.at += 1;
+                }
+            }
+            while self.at < end {
+                let offset = *self.offsets.add(self.at) as usize * self.element;
+                S::prefetch_far(self.lines[0].wrapping_add(offset));
+                S::prefetch_far(self.lines[1].wrapping_add(offset));
+                if self.scattered {
+                    S::prefetch_far(self.lines[2].wrapping_add(offset));
+                    S::prefetch_far(self.lines[3].wrapping_add(offset));
+                }
+                self.at += 1;
+            }
+        }
+    }
 }
 
 /// Steps of the reduction that a narrow tile does at a time.
@@ -148,9 +248,10 @@ const UNITS: u8 = 2;
 #[inline(always)]
 unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GATHER: u8>(
     strip: &Strip<'_, E>,
+    segments: &[Segment],
     first: usize,
     ahead: &mut Ahead,
-    sums: &mut Sums,
+    (start, sums): (bool, *mut f32),
 ) {
     if MR > S::MR {
         unreachable!("taller than the tile of this instruction set");
@@ -158,26 +259,20 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
     // SAFETY: see above.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
+        if !start {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::load_f32(sums.add((i * NV + j) * S::LANES).cast_const());
+                }
+            }
+        }
         let taps = strip.taps.add(first * strip.n_taps);
-        let (mut next_row, rows, next) = (ahead.row, ahead.rows, &strip.next);
-        for segment in strip.segments {
+        let mut coming = *ahead;
+        for segment in segments {
             let starts = taps.add(segment.tap as usize * MR);
             let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
             let order = segment.panel_row as usize;
-            // Asking once a segment keeps the loads of the next panel spread over this one.
-            let end = strip.next_rows.min(next_row + rows);
-            while next_row < end {
-                let offset = match next.offsets.is_null() {
-                    true => next_row * strip.stored,
-                    false => *next.offsets.add(next_row) as usize,
-                };
-                for unit in
-                    next.units.iter().step_by(if GATHER == UNITS { 1 } else { 64 / UNIT / size_of::<E>() })
-                {
-                    S::prefetch_far(unit.wrapping_add(offset).cast());
-                }
-                next_row += 1;
-            }
+            coming.ask::<S>();
             let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
             let inputs = segment.inputs as usize;
             macro_rules! step {
@@ -228,22 +323,14 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
                 k += 1;
             }
         }
-        ahead.row = next_row;
+        *ahead = coming;
         for (i, acc) in acc.iter().enumerate() {
             for (j, &acc) in acc.iter().enumerate() {
-                S::store_f32(sums.0.as_mut_ptr().add((i * NV + j) * S::LANES), acc);
+                S::store_f32(sums.add((i * NV + j) * S::LANES), acc);
             }
         }
     }
 }
-
-/// Sums of a tile, `[rows][stored columns]`. They pass through memory on their way to the epilogue, which then needs
-/// no code of its own for every shape of tile.
-#[repr(align(64))]
-struct Sums([f32; MOST_SUMS]);
-
-/// The largest tile of any instruction set: 12 rows × 32 columns.
-const MOST_SUMS: usize = 12 * 32;
 
 /// Asks for the output of a tile, which is to be written (and with a residual to be read) when its sums are ready.
 ///
@@ -262,12 +349,13 @@ unsafe fn expect_output<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<u
     }
 }
 
-/// Bias, residual, activation, constant, store.
+/// Bias, residual, activation, constant, store. The sums pass through memory on their way here, so that this needs no
+/// code of its own for every shape of tile.
 ///
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: &Sums) {
+unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: *const f32) {
     // SAFETY: see above.
     unsafe {
         let classes = !strip.class.is_null();
@@ -297,7 +385,7 @@ unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, 
 unsafe fn finish_whole<S: Simd, E: Element, const NV: usize, const RESIDUAL: bool, const CLASSES: bool>(
     strip: &Strip<'_, E>,
     rows: Range<usize>,
-    sums: &Sums,
+    sums: *const f32,
 ) {
     // SAFETY: see above.
     unsafe {
@@ -306,7 +394,7 @@ unsafe fn finish_whole<S: Simd, E: Element, const NV: usize, const RESIDUAL: boo
             true => [S::splat(0.0); NV],
             false => std::array::from_fn(|j| S::load_f32(strip.constant.add(j * S::LANES))),
         };
-        let mut sum = sums.0.as_ptr();
+        let mut sum = sums;
         for row in rows {
             let out = (*strip.out.add(row)).add(strip.column);
             let class = if CLASSES { *strip.class.add(row) as usize } else { 0 };
@@ -330,11 +418,11 @@ unsafe fn finish_whole<S: Simd, E: Element, const NV: usize, const RESIDUAL: boo
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn finish_part<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: &Sums) {
+unsafe fn finish_part<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: *const f32) {
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
-        let mut sum = sums.0.as_ptr();
+        let mut sum = sums;
         for row in rows {
             let out = (*strip.out.add(row)).add(strip.column);
             let class = if strip.class.is_null() { 0 } else { *strip.class.add(row) as usize };
