@@ -1,3 +1,4 @@
+use crate::buffer::Arena;
 use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::depthwise::{self, Depthwise};
 use crate::error::require;
@@ -21,13 +22,15 @@ use std::time::Instant;
 pub struct Cpu<E> {
     isa: Isa,
     pool: Option<Arc<rayon::ThreadPool>>,
+    /// Where filters lie.
+    arena: Arc<Arena>,
     element: PhantomData<E>,
 }
 
 impl<E: Element> Cpu<E> {
     /// The CPU with the instruction set `isa` and the threads of `pool`.
     pub fn new(isa: Isa, pool: Option<Arc<rayon::ThreadPool>>) -> Self {
-        Self { isa, pool, element: PhantomData }
+        Self { isa, pool, arena: Arc::default(), element: PhantomData }
     }
 
     /// Threads of an inference.
@@ -100,7 +103,7 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Filter<E>> {
-        Filter::pack(self.isa, spec)
+        Filter::pack_in(self.isa, spec, |len, what| self.arena.zeroed(len, what))
     }
 
     fn depthwise_filter(&self, spec: &FilterSpec<'_>) -> Result<depthwise::Filter> {

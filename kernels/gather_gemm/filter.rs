@@ -80,13 +80,22 @@ impl<E: Element> Filter<E> {
     /// # Errors
     /// When a size does not fit the geometry, the geometry is impossible, or memory runs out.
     pub fn pack(isa: Isa, spec: &FilterSpec<'_>) -> Result<Self> {
+        Self::pack_in(isa, spec, Buffer::zeroed)
+    }
+
+    /// As [`pack`](Self::pack), into memory that `zeroed` gives.
+    pub(crate) fn pack_in(
+        isa: Isa,
+        spec: &FilterSpec<'_>,
+        zeroed: impl FnOnce(usize, &str) -> Result<Buffer<E>>,
+    ) -> Result<Self> {
         let g = spec.geometry;
         spec.check("filter")?;
         let (lanes, nv, max_rows) = tile(isa);
         let panels = cut(&g, lanes, lanes * nv);
         let taps = g.kernel * g.kernel;
         let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
-        let mut data = Buffer::zeroed(len + SLACK, "packed weights")?;
+        let mut data = zeroed(len + SLACK, "packed weights")?;
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
             for o in panel.c_out..panel.c_out + panel.columns {
