@@ -35,6 +35,7 @@
 
 pub mod dataset;
 mod density;
+pub mod distribution;
 mod error;
 mod facts;
 pub mod learned;
@@ -42,6 +43,7 @@ pub mod measurements;
 pub mod prior;
 pub mod profile;
 mod random;
+pub mod regret;
 pub mod workload;
 
 pub use density::Density;

@@ -23,22 +23,45 @@ pub(crate) struct Growth {
 
 /// Bags of boosted regression trees.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub(crate) struct Boosted {
     /// Features of a row.
     features: usize,
-    /// Node at which each tree starts; trees of a bag follow each other.
-    roots: Vec<u32>,
-    /// Trees of each bag.
-    trees: usize,
+    /// Trees of each bag, which follow each other.
+    per_bag: usize,
+    trees: Vec<Tree>,
     nodes: Vec<Node>,
+    /// What a walk that ends at each node predicts.
+    values: Vec<f32>,
 }
 
-/// `(feature, threshold, left)`, the right child behind the left one; a leaf has no feature and its value as threshold.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Node(u32, f32, u32);
+/// Where a tree starts, and steps that lead to a leaf from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Tree {
+    root: u32,
+    depth: u32,
+}
 
-const LEAF: u32 = u32::MAX;
+/// A step of a walk: on to `left`, or to the node behind it where the feature is not below the threshold. A leaf leads to
+/// itself, so that walks need no branches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Node {
+    feature: u32,
+    threshold: f32,
+    left: u32,
+}
+
+/// As in files: a node is `[feature, threshold, left]`, a leaf `[-1, value, 0]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    features: usize,
+    per_bag: usize,
+    roots: Vec<u32>,
+    nodes: Vec<(i64, f32, u32)>,
+}
+
+const LEAF: i64 = -1;
 
 /// Mean of the bags and the standard deviation between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,7 +77,7 @@ impl Boosted {
     /// [`Error::Fit`] when the trees cannot be grown.
     pub(crate) fn fit(rows: &[Vec<f64>], targets: &[f64], weights: &[f64], growth: &Growth) -> Result<Self> {
         let features = rows.first().map_or(0, Vec::len);
-        let mut boosted = Self { features, roots: Vec::new(), trees: growth.trees, nodes: Vec::new() };
+        let mut stored = Stored { features, per_bag: growth.trees, roots: Vec::new(), nodes: Vec::new() };
         if features == 0 || rows.len() < 2 {
             return Ok(Self::default());
         }
@@ -67,7 +90,7 @@ impl Boosted {
                 .set_iterations(growth.trees)
                 .set_learning_rate(growth.learning_rate)
                 .set_max_leaves(growth.leaves)
-                .set_max_depth(6)
+                .set_max_depth(5)
                 .set_min_leaf_weight(growth.leaf)
                 .set_l2(1.0)
                 .set_nbins(128)
@@ -84,40 +107,21 @@ impl Boosted {
                 .fit(&data, targets, weights, None)
                 .map_err(|error| Error::Fit { reason: format!("the residual: {error}") })?;
             for tree in &booster.trees {
-                boosted.add(tree);
+                stored.add(tree);
             }
-            boosted.trees = booster.trees.len();
+            stored.per_bag = booster.trees.len();
         }
-        Ok(boosted)
-    }
-
-    /// Lays a tree out, children next to each other.
-    fn add(&mut self, tree: &forust_ml::tree::Tree) {
-        let root = self.nodes.len();
-        self.roots.push(root as u32);
-        self.nodes.push(Node(LEAF, 0.0, 0));
-        let mut open = vec![(0, root)];
-        while let Some((from, to)) = open.pop() {
-            let node = &tree.nodes[from];
-            if node.is_leaf {
-                self.nodes[to] = Node(LEAF, node.weight_value, 0);
-                continue;
-            }
-            let left = self.nodes.len();
-            self.nodes[to] = Node(node.split_feature as u32, node.split_value as f32, left as u32);
-            self.nodes.extend([Node(LEAF, 0.0, 0); 2]);
-            open.extend([(node.left_child, left), (node.right_child, left + 1)]);
-        }
+        Self::try_from(stored).map_err(|reason| Error::Fit { reason: format!("the residual: {reason}") })
     }
 
     /// Mean and spread for one row of as many features as it was fitted to; nothing learned: zeros.
     pub(crate) fn predict(&self, row: &[f32]) -> Guess {
-        if self.roots.is_empty() || row.len() != self.features {
+        if self.trees.is_empty() || row.len() != self.features {
             return Guess::default();
         }
         let (mut sum, mut squares, mut bags) = (0.0, 0.0, 0.0);
-        for bag in self.roots.chunks(self.trees.max(1)) {
-            let value: f64 = bag.iter().map(|&root| f64::from(self.leaf(root, row))).sum();
+        for bag in self.trees.chunks(self.per_bag) {
+            let value: f64 = bag.iter().map(|tree| f64::from(self.leaf(tree, row))).sum();
             sum += value;
             squares += value * value;
             bags += 1.0;
@@ -126,36 +130,88 @@ impl Boosted {
         Guess { mean, spread: (squares / bags - mean * mean).max(0.0).sqrt() }
     }
 
-    fn leaf(&self, root: u32, row: &[f32]) -> f32 {
-        let mut at = root as usize;
-        loop {
-            let Node(feature, threshold, left) = self.nodes[at];
-            match row.get(feature as usize) {
-                None => return threshold,
-                Some(&value) => at = left as usize + usize::from(value >= threshold),
+    fn leaf(&self, tree: &Tree, row: &[f32]) -> f32 {
+        let mut at = tree.root as usize;
+        for _ in 0..tree.depth {
+            let Node { feature, threshold, left } = self.nodes[at];
+            at = left as usize + usize::from(row[feature as usize] >= threshold);
+        }
+        self.values[at]
+    }
+}
+
+impl Stored {
+    /// Lays a tree out, children next to each other.
+    fn add(&mut self, tree: &forust_ml::tree::Tree) {
+        let root = self.nodes.len();
+        self.roots.push(root as u32);
+        self.nodes.push((LEAF, 0.0, 0));
+        let mut open = vec![(0, root)];
+        while let Some((from, to)) = open.pop() {
+            let node = &tree.nodes[from];
+            if node.is_leaf {
+                self.nodes[to] = (LEAF, node.weight_value, 0);
+                continue;
             }
+            let left = self.nodes.len();
+            self.nodes[to] = (node.split_feature as i64, node.split_value as f32, left as u32);
+            self.nodes.extend([(LEAF, 0.0, 0); 2]);
+            open.extend([(node.left_child, left), (node.right_child, left + 1)]);
         }
     }
+}
 
-    /// Checks what was read from a file: children lie behind their parents, so that every walk ends, and every number is
-    /// one.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let n = self.nodes.len();
-        if self.roots.iter().any(|&root| root as usize >= n) {
-            return Err("a tree starts behind the last node".to_owned());
+/// Most steps of a walk: deeper trees are not grown, and a file that has one is not ours.
+const DEEPEST: u32 = 64;
+
+impl TryFrom<Stored> for Boosted {
+    type Error = String;
+
+    /// Children lie behind their parents, so that every walk ends, and every number is one.
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        let Stored { features, per_bag, roots, nodes } = stored;
+        let n = nodes.len();
+        if !roots.is_empty() && (per_bag == 0 || roots.len() % per_bag != 0) {
+            return Err(format!("{} trees in bags of {per_bag}", roots.len()));
         }
-        for (at, Node(feature, threshold, left)) in self.nodes.iter().enumerate() {
+        // Steps from each node to the deepest leaf below it.
+        let mut depths = vec![0u32; n];
+        let mut walk = Vec::with_capacity(n);
+        for (at, &(feature, threshold, left)) in nodes.iter().enumerate().rev() {
             if !threshold.is_finite() {
                 return Err(format!("node {at} has the value {threshold}"));
             }
-            let inner = *feature != LEAF;
-            if inner
-                && (*feature as usize >= self.features || *left as usize <= at || *left as usize + 1 >= n)
-            {
+            if feature == LEAF {
+                walk.push((Node { feature: 0, threshold: f32::INFINITY, left: at as u32 }, threshold));
+                continue;
+            }
+            let children = left as usize;
+            if !(0..features as i64).contains(&feature) || children <= at || children + 1 >= n {
                 return Err(format!("node {at} has children or a feature that do not exist"));
             }
+            depths[at] = 1 + depths[children].max(depths[children + 1]);
+            walk.push((Node { feature: feature as u32, threshold, left }, 0.0));
         }
-        Ok(())
+        walk.reverse();
+        let tree = |&root: &u32| match depths.get(root as usize) {
+            Some(&depth) if depth <= DEEPEST => Ok(Tree { root, depth }),
+            _ => Err(format!("no tree starts at node {root}")),
+        };
+        let trees = roots.iter().map(tree).collect::<Result<_, _>>()?;
+        let (nodes, values) = walk.into_iter().unzip();
+        Ok(Self { features, per_bag, trees, nodes, values })
+    }
+}
+
+impl From<Boosted> for Stored {
+    fn from(boosted: Boosted) -> Self {
+        let Boosted { features, per_bag, trees, nodes, values } = boosted;
+        let node = |(node, value): (Node, f32)| match node.threshold.is_finite() {
+            true => (i64::from(node.feature), node.threshold, node.left),
+            false => (LEAF, value, 0),
+        };
+        let nodes = nodes.into_iter().zip(values).map(node).collect();
+        Self { features, per_bag, roots: trees.into_iter().map(|tree| tree.root).collect(), nodes }
     }
 }
 
@@ -179,7 +235,6 @@ mod tests {
         let (rows, targets) = steps();
         let weights = vec![1.0; rows.len()];
         let boosted = Boosted::fit(&rows, &targets, &weights, &growth()).unwrap();
-        boosted.check().unwrap();
         for (row, target) in rows.iter().zip(&targets) {
             let row: Vec<f32> = row.iter().map(|&x| x as f32).collect();
             let guess = boosted.predict(&row);
@@ -194,16 +249,20 @@ mod tests {
     fn broken_trees_are_refused() {
         let (rows, targets) = steps();
         let good = Boosted::fit(&rows, &targets, &vec![1.0; rows.len()], &growth()).unwrap();
+        let good = Stored::from(good);
         let inner = good.nodes.iter().position(|node| node.0 != LEAF).unwrap();
-        let broken = |change: &dyn Fn(&mut Boosted)| {
+        assert!(Boosted::try_from(good.clone()).is_ok());
+        let broken = |change: &dyn Fn(&mut Stored)| {
             let mut bad = good.clone();
             change(&mut bad);
-            bad.check().is_err()
+            Boosted::try_from(bad).is_err()
         };
         assert!(broken(&|bad| bad.nodes[inner].2 = inner as u32));
         assert!(broken(&|bad| bad.nodes[inner].2 = u32::MAX - 1));
         assert!(broken(&|bad| bad.nodes[inner].0 = 3));
+        assert!(broken(&|bad| bad.nodes[inner].0 = -2));
         assert!(broken(&|bad| bad.nodes[inner].1 = f32::NAN));
         assert!(broken(&|bad| bad.roots[0] = u32::MAX));
+        assert!(broken(&|bad| bad.per_bag = 7));
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod nnls;
 pub(crate) mod regression;
 pub(crate) mod scales;
 mod terms;
+mod transfer;
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
@@ -18,6 +19,7 @@ use crate::workload::{DType, Op, Sample, Workload};
 use crate::{DeviceFacts, Error, Result};
 use boost::{Growth, Guess};
 use regression::{Regression, Row, Settings};
+use terms::Work;
 
 /// Time of one kernel call on one device, learned from measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -209,13 +211,14 @@ impl OpModel {
         let growth =
             Growth { bags: 3, trees: 80, leaves: 10, learning_rate: 0.12, leaf: 4.0, seed: options.seed };
         let settings = Settings { growth, coverage: options.coverage.clamp(0.0, 1.0), session: None };
-        let amounts =
-            samples.iter().map(|sample| (terms::amounts(&sample.workload, facts).to_vec(), sample.median_ns));
+        let amounts = samples
+            .iter()
+            .map(|sample| (Work::of(&sample.workload, facts).amounts.to_vec(), sample.median_ns));
         let rough = nnls::relative(&amounts.collect::<Vec<_>>());
         let rows: Vec<Row> = samples
             .iter()
             .map(|sample| {
-                let amounts = terms::amounts(&sample.workload, facts);
+                let amounts = Work::of(&sample.workload, facts).amounts;
                 let analytic = amounts.iter().zip(&rough).map(|(amount, each)| amount * each).sum();
                 let features = terms::features(&sample.workload, facts, analytic);
                 let features = features.iter().map(|&x| x.into()).collect();
@@ -232,18 +235,34 @@ impl OpModel {
         Ok(Self { op, dtype, regression, measured, samples: samples.len() })
     }
 
+    /// Multiplies what a unit of each part takes by that part's factor, in the order of [`Parts`].
+    fn scale(&mut self, facts: &DeviceFacts, factors: &[f64; 6]) {
+        let parts = terms::part_indices(self.op, facts);
+        self.regression.coefficients.iter_mut().zip(parts).for_each(|(each, part)| *each *= factors[part]);
+    }
+
+    /// Moves all predictions by what few measurements say, and widens the intervals by how far they are off.
+    fn shift(&mut self, off: &[f64]) {
+        /// Measurements that are as strong as the prediction.
+        const PRIOR: f64 = 3.0;
+        let n = off.len() as f64;
+        let shift = off.iter().sum::<f64>() / (n + PRIOR);
+        self.regression.coefficients.iter_mut().for_each(|each| *each *= shift.exp());
+        let rest = off.iter().map(|off| (off - shift).abs()).sum::<f64>();
+        self.regression.widen((rest + PRIOR * 0.15) / (n + PRIOR));
+    }
+
     /// The terms' time and what is expected of the rest.
-    fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (terms::Amounts, Guess) {
-        let amounts = terms::amounts(workload, facts);
-        let analytic = self.regression.analytic(&amounts);
+    fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (Work, Guess) {
+        let work = Work::of(workload, facts);
+        let analytic = self.regression.analytic(&work.amounts);
         let guess = self.regression.residual(&terms::features(workload, facts, analytic));
-        (amounts, guess)
+        (work, guess)
     }
 
     fn predict(&self, workload: &Workload, facts: &DeviceFacts) -> Prediction {
-        let (amounts, guess) = self.logarithm(workload, facts);
-        let parts = terms::parts(self.op, facts, &amounts, &self.regression.coefficients);
-        let parts = parts.scaled(guess.mean.exp());
+        let (work, guess) = self.logarithm(workload, facts);
+        let parts = work.parts(&self.regression.coefficients).scaled(guess.mean.exp());
         let ns = parts.total_ns();
         let wide = (self.regression.half_width(&guess) + self.distance(workload)).exp();
         Prediction { ns, low_ns: ns / wide, high_ns: ns * wide, parts, outside: self.outside(workload) }

@@ -17,7 +17,7 @@ fn groups(length: f64) -> [f64; 4] {
     })
 }
 
-pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     let lanes = f64::from(facts.lanes);
     let vectors = (w.c_out_active / lanes).ceil();
@@ -48,12 +48,20 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
         ],
     );
     let (input, output) = (s.input * share, s.output * share);
+    // A vector of channels of one pixel after another: lines far apart, which nothing asks for ahead of time.
+    let strided_lines = (w.c_in_active / 128.0).min(1.0);
     work.add(
         Kind::Memory,
         &[
             input,
             input * s.outside,
             input * s.cold,
+            input * s.outside * s.cold,
+            s.reached * share,
+            (s.input + s.output) * s.outside * share * strided_lines,
+            s.reached * s.outside * share,
+            s.reached * s.cold * share,
+            output * s.outside * s.cold,
             output,
             output * s.outside,
             output * s.cold,

@@ -17,6 +17,11 @@ const UNIT: u32 = 8;
 /// Input channels between two looks ahead.
 const SEGMENT: f64 = 64.0;
 
+/// Rates that say whether weights arrive in time, of current server CPUs.
+const NS_PER_CYCLE: f64 = 0.25;
+const MEMORY_NS_PER_BYTE: f64 = 0.08;
+const SHARED_NS_PER_BYTE: f64 = 0.035;
+
 /// How the columns are cut.
 struct Panels {
     /// Panels as wide as the tile, and narrower ones.
@@ -62,7 +67,7 @@ fn cycles(rows: f64, vectors: f64) -> f64 {
     (rows * vectors / 2.0).max((rows + vectors) / 2.0).max(4.0)
 }
 
-pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     let panels = Panels::of(w, facts);
     let listed = w.c_in_listed || w.c_out_listed;
@@ -112,7 +117,15 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
             s.rows * panels.all() * flag(w.residual) * share,
         ],
     );
+    // Stretches of columns that are packed together: neighbouring groups that are active join.
+    let density = w.c_out_active / f64::from(w.c_out);
+    let per_stretch = f64::from(w.group_size).min(f64::from(facts.lanes));
+    let stretches = (w.c_out_active / per_stretch * (1.0 - density)).max(panels.all());
+    let copied = blocks * jobs * steps * stretches * packed * share;
+    // Weights that come slower than they are multiplied with, at usual rates of memory and of the shared cache.
     let streamed = blocks * jobs * s.weights * share;
+    let waits = |ns_per_byte: f64| (streamed * ns_per_byte - compute * NS_PER_CYCLE).max(0.0);
+    let first = (s.weights * share * MEMORY_NS_PER_BYTE - compute * NS_PER_CYCLE).max(0.0);
     let resident = s.weights <= 0.5 * facts.l2_bytes.max(1) as f64;
     let element = f64::from(w.dtype.bytes());
     let line = 64.0 / (f64::from(w.group_size) * element);
@@ -125,12 +138,19 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
             streamed * flag(!resident),
             s.weights * s.cold * share,
             near * s.cold * share,
+            first * s.cold,
+            waits(SHARED_NS_PER_BYTE) * flag(!resident),
+            waits(SHARED_NS_PER_BYTE) * flag(resident),
+            streamed * li,
             s.weights * lo * line.max(1.0) * s.cold * share,
             s.weights * li * s.cold * share,
             input,
             input * s.outside,
+            input * s.outside * s.cold,
+            s.reached * share,
             output * s.outside,
             output * s.cold,
+            output * s.outside * s.cold,
             output * flag(w.residual),
             output * flag(w.residual) * s.outside,
             output * flag(w.residual) * s.cold,
@@ -151,7 +171,8 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
             blocks * jobs * steps * w.c_out_active * packed * share,
             blocks * jobs * steps * w.c_out_active * packed * s.cold * share,
             blocks * jobs * steps * w.c_out_active * packed * line.max(1.0) * share,
-            blocks * jobs * steps * panels.all() * packed * share,
+            copied,
+            copied * s.cold,
             blocks * jobs * steps * li * share,
             jobs * flag(listed),
         ],

@@ -21,68 +21,72 @@ pub(super) enum Kind {
 }
 
 /// Amounts of work of one call.
-pub(super) type Amounts = SmallVec<[f64; 48]>;
+pub(super) type Amounts = SmallVec<[f64; 64]>;
 /// What the rest may depend on.
-pub(super) type Features = SmallVec<[f32; 32]>;
+pub(super) type Features = SmallVec<[f32; 36]>;
 
-/// Collects amounts under their kinds; without a list of kinds, amounts alone.
-struct Work<'a> {
-    amounts: &'a mut Amounts,
-    kinds: Option<&'a mut Vec<Kind>>,
+/// Kinds of the amounts of one call.
+type Kinds = SmallVec<[Kind; 64]>;
+
+/// What one call does: amounts of work under their kinds; calls of one kernel have the same number of them.
+pub(super) struct Work {
+    op: Op,
+    pub(super) amounts: Amounts,
+    kinds: Kinds,
 }
 
-impl Work<'_> {
+impl Work {
+    pub(super) fn of(workload: &Workload, facts: &DeviceFacts) -> Self {
+        let mut work = Self { op: workload.op, amounts: Amounts::new(), kinds: Kinds::new() };
+        fill(workload, facts, &mut work);
+        work
+    }
+
     fn add(&mut self, kind: Kind, amounts: &[f64]) {
         self.amounts.extend_from_slice(amounts);
-        if let Some(kinds) = &mut self.kinds {
-            kinds.extend(std::iter::repeat_n(kind, amounts.len()));
-        }
+        self.kinds.extend(std::iter::repeat_n(kind, amounts.len()));
     }
-}
 
-/// Amounts of one call; calls of one kernel have the same number of them.
-pub(super) fn amounts(workload: &Workload, facts: &DeviceFacts) -> Amounts {
-    let mut amounts = Amounts::new();
-    fill(workload, facts, Work { amounts: &mut amounts, kinds: None });
-    amounts
-}
-
-/// The kinds of a kernel's amounts.
-fn kinds(op: Op, facts: &DeviceFacts) -> Vec<Kind> {
-    let (mut amounts, mut kinds) = (Amounts::new(), Vec::new());
-    let workload = Workload::new(op, 1, 1, 1, 1);
-    fill(&workload, facts, Work { amounts: &mut amounts, kinds: Some(&mut kinds) });
-    kinds
+    /// Times of the amounts, by the parts they belong to.
+    pub(super) fn parts(&self, coefficients: &[f64]) -> Parts {
+        let mut ns = [0.0; 6];
+        for ((&kind, amount), each) in self.kinds.iter().zip(&self.amounts).zip(coefficients) {
+            ns[part(self.op, kind)] += amount * each;
+        }
+        let [compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns] = ns;
+        Parts { compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns }
+    }
 }
 
 /// Number of amounts that calls of a kernel have.
 pub(super) fn count(op: Op, facts: &DeviceFacts) -> usize {
-    kinds(op, facts).len()
+    Work::of(&Workload::new(op, 1, 1, 1, 1), facts).amounts.len()
 }
 
-fn fill(workload: &Workload, facts: &DeviceFacts, work: Work<'_>) {
+/// Which part, in the order of [`Parts`], each of a kernel's amounts belongs to.
+pub(super) fn part_indices(op: Op, facts: &DeviceFacts) -> Vec<usize> {
+    let kinds = Work::of(&Workload::new(op, 1, 1, 1, 1), facts).kinds;
+    kinds.into_iter().map(|kind| part(op, kind)).collect()
+}
+
+/// All that a gate does is its own part, and so is compaction.
+fn part(op: Op, kind: Kind) -> usize {
+    match (op, kind) {
+        (Op::PatchGate, _) => 3,
+        (Op::Compact, _) => 4,
+        (_, Kind::Compute) => 0,
+        (_, Kind::Memory) => 1,
+        (_, Kind::Gather) => 2,
+        (_, Kind::Launch) => 5,
+    }
+}
+
+fn fill(workload: &Workload, facts: &DeviceFacts, work: &mut Work) {
     match workload.op {
         Op::GatherGemm => gather_gemm::fill(workload, facts, work),
         Op::Depthwise => depthwise::fill(workload, facts, work),
         _ => simple::fill(workload, facts, work),
     }
-}
-
-/// Times of the amounts by what they are part of. All that a gate does is its own part, and so is compaction.
-pub(super) fn parts(op: Op, facts: &DeviceFacts, amounts: &Amounts, coefficients: &[f64]) -> Parts {
-    let mut parts = Parts::default();
-    for ((kind, amount), each) in kinds(op, facts).iter().zip(amounts).zip(coefficients) {
-        let part = match (op, kind) {
-            (Op::PatchGate, _) => &mut parts.gate_ns,
-            (Op::Compact, _) => &mut parts.compaction_ns,
-            (_, Kind::Compute) => &mut parts.compute_ns,
-            (_, Kind::Memory) => &mut parts.memory_ns,
-            (_, Kind::Gather) => &mut parts.gather_ns,
-            (_, Kind::Launch) => &mut parts.launch_ns,
-        };
-        *part += amount * each;
-    }
-    parts
 }
 
 /// What the rest may depend on; `analytic_ns` is what the amounts take.
@@ -134,6 +138,8 @@ struct Sizes {
     taps: f64,
     /// Bytes of what is read and written.
     input: f64,
+    /// Bytes of the input that stretches of neighbours reach, each for itself.
+    reached: f64,
     output: f64,
     weights: f64,
     /// Of the bytes, those that do not fit into the cache of a core.
@@ -152,6 +158,9 @@ impl Sizes {
         let pixels = f64::from(w.batch) * f64::from(w.in_h) * f64::from(w.in_w);
         let read = (rows * taps.min(f64::from(w.stride).powi(2))).min(pixels);
         let input = read * w.c_in_active * element;
+        let (runs, kernel) = (f64::from(w.runs), f64::from(w.kernel));
+        let wide = (rows - runs).max(0.0) * f64::from(w.stride) + runs * kernel;
+        let reached = (kernel * wide).min(pixels) * w.c_in_active * element;
         let output = rows * w.c_out_active * element;
         let weights = match w.op {
             Op::GatherGemm => taps * w.c_in_active * w.c_out_active / f64::from(w.groups) * element,
@@ -164,7 +173,7 @@ impl Sizes {
         let outside = (1.0 - near * threads / all.max(1.0)).max(0.0);
         let share = 1.0 / threads.min(f64::from(facts.cores)).max(1.0);
         let cold = f64::from(u8::from(w.cache == Cache::Cold));
-        Self { rows, taps, input, output, weights, outside, share, cold, threads }
+        Self { rows, taps, input, reached, output, weights, outside, share, cold, threads }
     }
 
     fn bytes(&self) -> f64 {
@@ -203,7 +212,7 @@ mod tests {
                 if listed {
                     (w.c_in_active, w.c_out_active) = (0.0, 0.0);
                 }
-                let amounts = amounts(&w, &facts());
+                let amounts = Work::of(&w, &facts()).amounts;
                 assert_eq!(amounts.len(), expected, "{op}");
                 assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
                 assert!(features(&w, &facts(), 100.0).iter().all(|f| f.is_finite()), "{op}");

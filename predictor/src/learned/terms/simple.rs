@@ -4,7 +4,7 @@ use super::{Kind, Sizes, Work};
 use crate::DeviceFacts;
 use crate::workload::{Op, Workload};
 
-pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     let lanes = f64::from(facts.lanes);
     let flag = |is: bool| f64::from(u8::from(is));
@@ -19,9 +19,21 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
         Op::Linear | Op::SqueezeExcite => times * w.c_in_active * w.c_out_active,
         _ => 0.0,
     };
+    // A scalar product takes four vectors at a time and then one by one.
+    let dots = match w.op {
+        Op::Linear => s.rows * w.c_out_active,
+        Op::PatchGate => all,
+        _ => 0.0,
+    };
+    let fours = (w.c_in_active / (4.0 * lanes)).floor();
+    let rest = ((w.c_in_active - 4.0 * lanes * fours) / lanes).ceil();
     work.add(
         Kind::Compute,
         &[
+            dots * share,
+            dots * fours * share,
+            dots * rest * share,
+            dots * flag(w.c_in_active % lanes > 0.0) * share,
             s.rows * vectors_in * share,
             s.rows * vectors_out * s.taps * share,
             s.rows * vectors_in,
@@ -37,6 +49,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, mut work: Work<'_>) {
             input,
             input * s.outside,
             input * s.cold,
+            input * s.outside * s.cold,
             output,
             output * s.outside,
             output * s.cold,
