@@ -7,7 +7,7 @@ use crate::max_pool::MaxPool;
 use crate::mean_pool::MeanPool;
 use crate::shortcut::PadChannels;
 use crate::squeeze_excite::{SqueezeExcite, WeightsSpec};
-use crate::{Element, Error, Extent, Result};
+use crate::{Error, Extent, Result};
 
 /// A device that runs every operation of a dynamic network.
 ///
@@ -17,8 +17,6 @@ use crate::{Element, Error, Extent, Result};
 /// is [`read`](Self::read). Weights are prepared once and never change, so that sessions and threads can share them;
 /// whatever else an operation needs comes from the scratch of the inference.
 pub trait Backend: Send + Sync + 'static {
-    /// What activations and weights are stored as.
-    type Elem: Element;
     /// Memory for activations.
     type Buffer: Send + Sync;
     /// Memory for values that the host writes before operations or reads behind them: decisions, margins, counts.
@@ -46,11 +44,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Device in a few words, for people.
     fn describe(&self) -> String;
+    /// Bytes of an element of activations.
+    fn element_bytes(&self) -> usize;
     /// Bytes that the largest feature map of an inference should have at most: larger batches run in parts.
     fn map_bytes(&self) -> usize;
 
     /// A zeroed buffer of `len` elements; `what` names it in errors.
     fn buffer(&self, len: usize, what: &str) -> Result<Self::Buffer>;
+    /// A zeroed buffer for `batch` images with their border, as [`from_nchw`](Self::from_nchw) leaves them.
+    fn image(&self, batch: usize, bordered: Extent, c: usize) -> Result<Self::Buffer> {
+        self.buffer(batch * bordered.pixels() * c, "image")
+    }
     /// A zeroed vector of `len` values; `what` names it in errors.
     fn vector<T: Value>(&self, len: usize, what: &str) -> Result<Self::Vector<T>>;
     /// A list with room for `batch` maps of `pixels` pixels.
@@ -59,6 +63,10 @@ pub trait Backend: Send + Sync + 'static {
     fn channels(&self, batch: usize, total: usize) -> Result<Self::Channels>;
     /// Prepares the weights of a convolution.
     fn filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Filter>;
+    /// Prepares the weights of a convolution that reads images, as [`from_nchw`](Self::from_nchw) leaves them.
+    fn image_filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Filter> {
+        self.filter(spec)
+    }
     /// Prepares the weights of a depthwise convolution.
     fn depthwise_filter(&self, spec: &FilterSpec<'_>) -> Result<Self::Depthwise>;
     /// Prepares the two layers of a squeeze-excitation.

@@ -60,7 +60,6 @@ pub struct CpuScratch<E> {
 const MAP_BYTES: usize = 2 << 20;
 
 impl<E: Element> Backend for Cpu<E> {
-    type Elem = E;
     type Buffer = Buffer<E>;
     type Vector<T: Value> = Vec<T>;
     type Rows = Rows;
@@ -76,6 +75,10 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn describe(&self) -> String {
         format!("cpu, {}, {}, {} threads", E::DTYPE, self.isa.name(), self.threads())
+    }
+
+    fn element_bytes(&self) -> usize {
+        size_of::<E>()
     }
 
     fn map_bytes(&self) -> usize {

@@ -5,6 +5,7 @@ use crate::gate::{Learned, Policy};
 use crate::plan::ExecutionPlan;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
+use laud_kernels::cuda::{Cuda, Driver, Precision, Toolchain};
 use laud_kernels::{Cpu, Isa};
 use laud_models::NetSpec;
 use std::str::FromStr;
@@ -58,6 +59,10 @@ pub enum Element {
     F32,
     /// bfloat16: half the memory.
     Bf16,
+    /// IEEE half precision; on CUDA devices.
+    F16,
+    /// f32, whose products are computed with 10 bits of mantissa; on CUDA devices.
+    Tf32,
 }
 
 impl FromStr for Element {
@@ -67,7 +72,9 @@ impl FromStr for Element {
         match text {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => bail!("unknown element type {text}; there are f32 and bf16"),
+            "f16" => Ok(Self::F16),
+            "tf32" => Ok(Self::Tf32),
+            _ => bail!("unknown element type {text}; there are f32, bf16, f16 and tf32"),
         }
     }
 }
@@ -80,6 +87,8 @@ pub struct SessionBuilder {
     threads: Option<usize>,
     pool: Option<Arc<rayon::ThreadPool>>,
     isa: Option<String>,
+    cuda: Option<Arc<dyn Driver>>,
+    toolchain: Toolchain,
     plan: Option<ExecutionPlan>,
     policy: Box<dyn Policy>,
 }
@@ -115,6 +124,18 @@ impl SessionBuilder {
         self
     }
 
+    /// Where a CUDA device's kernels come from.
+    pub fn toolchain(mut self, toolchain: Toolchain) -> Self {
+        self.toolchain = toolchain;
+        self
+    }
+
+    /// Runs on this CUDA device instead of opening one.
+    pub fn cuda(mut self, device: Arc<dyn Driver>) -> Self {
+        self.cuda = Some(device);
+        self
+    }
+
     /// How to run each block; default [`ExecutionPlan::sparse`].
     pub fn plan(mut self, plan: ExecutionPlan) -> Self {
         self.plan = Some(plan);
@@ -132,9 +153,23 @@ impl SessionBuilder {
     /// # Errors
     /// When a weight is missing or does not fit, the device is not there, or the plan is about another network.
     pub fn build(self, weights: &dyn Weights) -> Result<Session> {
-        let Self { spec, device, element, threads, pool, isa, plan, policy } = self;
-        if let Device::Cuda(number) = device {
-            bail!("cuda:{number}: this build has no CUDA backend; use cpu");
+        let Self { spec, device, element, threads, pool, isa, cuda, toolchain, plan, policy } = self;
+        let spec = Arc::new(spec);
+        let plan = plan.unwrap_or_else(|| ExecutionPlan::sparse(&spec));
+        let cuda = match (cuda, device) {
+            (None, Device::Cuda(number)) => Some(toolchain.open(number)?),
+            (cuda, _) => cuda,
+        };
+        if let Some(driver) = cuda {
+            let precision = match element {
+                Element::F32 => Precision::F32,
+                Element::Tf32 => Precision::Tf32,
+                Element::F16 => Precision::F16,
+                Element::Bf16 => Precision::Bf16,
+            };
+            let cuda = Cuda::new(driver, precision);
+            let runnable = Box::new(Executor::prepare(spec.clone(), cuda, weights, plan)?);
+            return Ok(Session { spec, runnable, policy });
         }
         let isa = isa.map_or_else(|| Ok(Isa::detect()), |name| Isa::named(&name))?;
         let pool = match (pool, threads) {
@@ -151,14 +186,15 @@ impl SessionBuilder {
                 Some(Arc::new(pool.build().context("cannot start threads")?))
             }
         };
-        let spec = Arc::new(spec);
-        let plan = plan.unwrap_or_else(|| ExecutionPlan::sparse(&spec));
         let runnable: Box<dyn Runnable> = match element {
             Element::F32 => {
                 Box::new(Executor::prepare(spec.clone(), Cpu::<f32>::new(isa, pool), weights, plan)?)
             }
             Element::Bf16 => {
                 Box::new(Executor::prepare(spec.clone(), Cpu::<half::bf16>::new(isa, pool), weights, plan)?)
+            }
+            Element::F16 | Element::Tf32 => {
+                bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device")
             }
         };
         Ok(Session { spec, runnable, policy })
@@ -175,6 +211,8 @@ impl Session {
             threads: None,
             pool: None,
             isa: None,
+            cuda: None,
+            toolchain: Toolchain::default(),
             plan: None,
             policy: Box::new(Learned),
         }

@@ -370,6 +370,9 @@ fn flags_say_what_shapes_cannot() {
 fn a_device_that_is_not_there_is_an_error() {
     fails("run --device cuda", &["cuda:0"]);
     fails("bench --device cuda:7", &["cuda:7"]);
+    fails("device-suite --device cpu --out /no/such/folder", &["cuda:N"]);
+    fails("kernels compile --arch sm_90,x --out /no/such/folder", &["--arch x", "sm_80"]);
+    fails("run --dtype f16", &["f16", "CUDA"]);
     fails("run --isa sse9", &["sse9", "portable"]);
     fails("run --plan /no/such/plan.json", &["/no/such/plan.json"]);
     let (_folder, plan) = file_with("plan.json", br#"{"network": "x", "blocks": []}"#);

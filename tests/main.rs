@@ -2,6 +2,7 @@
 //! `oracle` the masked-dense network against the official PyTorch code ·
 //! `oracle_cases` the same against loops and arithmetic done by hand ·
 //! `executor_fixtures` the executor against the official code ·
+//! `cuda` the same on the CUDA backend, whose kernels run on this machine ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
 //! `cli` the program from outside ·
@@ -12,6 +13,7 @@
 mod architecture;
 mod cli;
 mod compare;
+mod cuda;
 mod execute;
 mod executor_fixtures;
 mod fixtures;

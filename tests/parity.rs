@@ -20,11 +20,11 @@ const RELATIVE_BF16: f32 = 0.15;
 /// Margins this small beside the gate's largest may round to the other side of 0.
 const MARGIN: f32 = 1e-4;
 /// Samples of the batches; each has decisions of its own.
-const BATCH: usize = 3;
+pub(crate) const BATCH: usize = 3;
 
 /// How many units of each gate are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Keep {
+pub(crate) enum Keep {
     Nothing,
     OneUnit,
     Half,
@@ -33,10 +33,11 @@ enum Keep {
     InTurns,
 }
 
-const KEEPS: [Keep; 5] = [Keep::Nothing, Keep::OneUnit, Keep::Half, Keep::Everything, Keep::InTurns];
+pub(crate) const KEEPS: [Keep; 5] =
+    [Keep::Nothing, Keep::OneUnit, Keep::Half, Keep::Everything, Keep::InTurns];
 
 /// Decisions for every gate of the network.
-fn decisions(spec: &NetSpec, keep: Keep, seed: u64) -> Vec<BlockMasks> {
+pub(crate) fn decisions(spec: &NetSpec, keep: Keep, seed: u64) -> Vec<BlockMasks> {
     let mut state = seed;
     let mut random = |end: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

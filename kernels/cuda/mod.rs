@@ -5,5 +5,28 @@
 //! tests, against `emulation/`. A kernel `<op>_<layout>_<dtype>[_<variant>]` takes one struct of [`params`] by value; what
 //! else a launch needs is in [`launch`].
 
+//!
+//! [`Cuda`] is the backend: it turns operations into launches on a [`Driver`].
+
+mod backend;
+mod device;
+mod driver;
 pub mod launch;
+mod memory;
+mod nvrtc;
 pub mod params;
+mod precision;
+mod queue;
+mod source;
+mod toolchain;
+mod weights;
+
+pub use backend::Cuda;
+pub use device::{Device, count};
+pub use driver::{Driver, Failure, Properties, Stream};
+pub use memory::{Buffer, Channels, Rows, Vector};
+pub use precision::Precision;
+pub use queue::{CudaQueue, CudaScratch, Images};
+pub use source::hash as source_hash;
+pub use toolchain::{ARCHITECTURES, Toolchain};
+pub use weights::{Depthwise, Filter, Linear, PatchGate, SqueezeExcite};

@@ -39,6 +39,14 @@ pub struct Filter {
     output_constant: Option<Buffer<f32>>,
 }
 
+/// What a filter holds, for other devices.
+pub(crate) struct Tables<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) minus_constant: Option<&'a [f32]>,
+    pub(crate) output_constant: Option<&'a [f32]>,
+}
+
 impl Filter {
     /// Packs weights. The geometry has `groups == c_in == c_out`, hence the weights `[c, kernel, kernel]`.
     ///
@@ -95,6 +103,16 @@ impl Filter {
     /// Geometry it was packed for.
     pub fn geometry(&self) -> &ConvGeometry {
         &self.geometry
+    }
+
+    /// What it holds.
+    pub(crate) fn tables(&self) -> Tables<'_> {
+        Tables {
+            weight: self.weight.as_slice(),
+            bias: self.bias.as_slice(),
+            minus_constant: self.minus_constant.as_ref().map(Buffer::as_slice),
+            output_constant: self.output_constant.as_ref().map(Buffer::as_slice),
+        }
     }
 
     /// Bytes held.

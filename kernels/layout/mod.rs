@@ -29,21 +29,29 @@ pub struct FromNchw<'a, T: ?Sized, I = &'a [f32]> {
     pub output: &'a mut T,
 }
 
+impl<T: ?Sized, I> FromNchw<'_, T, I> {
+    /// Checks operands of so many elements, pixels of the output being `pixel` elements apart.
+    pub(crate) fn check(&self, input: usize, output: usize, pixel: usize) -> Result<()> {
+        let Self { batch, c, image, border, bordered, .. } = self;
+        let geometry =
+            format_args!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
+        let fits = |image: usize, border: usize, bordered: usize| image.saturating_add(border) <= bordered;
+        if !fits(image.h, border.h, bordered.h) || !fits(image.w, border.w, bordered.w) {
+            let why = "the image does not fit";
+            return Err(Error::Geometry { op: "layout", why, geometry: geometry.to_string() });
+        }
+        require("layout", "input", input, &[*batch, *c, image.h, image.w], &geometry)?;
+        require("layout", "output", output, &[*batch, pixel, bordered.h, bordered.w], &geometry)
+    }
+}
+
 /// Brings images in.
 ///
 /// # Errors
 /// When an operand is too small or the image does not fit its border.
 pub fn from_nchw<E: Element>(team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
+    call.check(call.input.len(), call.output.len(), call.c)?;
     let FromNchw { batch, c, image, border, bordered, input, output } = call;
-    let geometry =
-        format_args!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
-    let fits = |image: usize, border: usize, bordered: usize| image.saturating_add(border) <= bordered;
-    if !fits(image.h, border.h, bordered.h) || !fits(image.w, border.w, bordered.w) {
-        let why = "the image does not fit";
-        return Err(Error::Geometry { op: "layout", why, geometry: geometry.to_string() });
-    }
-    require("layout", "input", input.len(), &[batch, c, image.h, image.w], &geometry)?;
-    require("layout", "output", output.len(), &[batch, c, bordered.h, bordered.w], &geometry)?;
     if [batch, c, bordered.h, bordered.w].contains(&0) {
         return Ok(());
     }

@@ -32,24 +32,32 @@ pub struct PadChannels<'a, T: ?Sized> {
     pub output: &'a mut T,
 }
 
+impl<T: ?Sized> PadChannels<'_, T> {
+    /// Checks operands of so many elements.
+    pub(crate) fn check(&self, input: usize, output: usize) -> Result<()> {
+        let Self { batch, input_map: from, output_map: to, c_in, c_out, stride, before, .. } = *self;
+        let geometry = format_args!(
+            "batch {batch}, {}×{}×{c_in} → {}×{}×{c_out}, stride {stride}",
+            from.h, from.w, to.h, to.w
+        );
+        let last = |n: usize| n.saturating_sub(1).saturating_mul(stride);
+        if before.saturating_add(c_in) > c_out || last(to.h) >= from.h || last(to.w) >= from.w {
+            let why = "the output does not fit the input";
+            return Err(Error::Geometry { op: "shortcut", why, geometry: geometry.to_string() });
+        }
+        require("shortcut", "input", input, &[batch, from.h, from.w, c_in], &geometry)?;
+        require("shortcut", "output", output, &[batch, to.h, to.w, c_out], &geometry)
+    }
+}
+
 /// Runs one call.
 ///
 /// # Errors
 /// When an operand is too small or the maps do not fit the stride.
 pub fn run<E: Element>(team: &mut Team, call: PadChannels<'_, [E]>) -> Result<()> {
+    call.check(call.input.len(), call.output.len())?;
     let PadChannels { batch, input_map, output_map, c_in, c_out, stride, before, input, output } = call;
-    let (from, to) = (input_map, output_map);
-    let geometry = format_args!(
-        "batch {batch}, {}×{}×{c_in} → {}×{}×{c_out}, stride {stride}",
-        from.h, from.w, to.h, to.w
-    );
-    let last = |n: usize| n.saturating_sub(1).saturating_mul(stride);
-    if before.saturating_add(c_in) > c_out || last(to.h) >= from.h || last(to.w) >= from.w {
-        let why = "the output does not fit the input";
-        return Err(Error::Geometry { op: "shortcut", why, geometry: geometry.to_string() });
-    }
-    require("shortcut", "input", input.len(), &[batch, from.h, from.w, c_in], &geometry)?;
-    require("shortcut", "output", output.len(), &[batch, to.h, to.w, c_out], &geometry)?;
+    let to = output_map;
     if [batch, to.h, to.w, c_out].contains(&0) {
         return Ok(());
     }

@@ -57,13 +57,10 @@ pub struct Weights {
 /// Values that a row of packed weights is a multiple of: a multiple of every vector's lanes.
 const ROW: usize = 16;
 
-impl Weights {
-    /// Packs the two layers.
-    ///
-    /// # Errors
-    /// When a size is not the one that `c` and `q` ask for, or memory runs out.
-    pub fn pack(spec: &WeightsSpec<'_>) -> Result<Self> {
-        let WeightsSpec { c, q, fc1, bias1, fc2, bias2 } = *spec;
+impl WeightsSpec<'_> {
+    /// Rejects impossible sizes and operands of another size.
+    pub(crate) fn check(&self) -> Result<()> {
+        let WeightsSpec { c, q, fc1, bias1, fc2, bias2 } = *self;
         let overflows = c.checked_mul(q.saturating_add(ROW)).is_none();
         if c == 0 || q == 0 || overflows {
             let why = "a size is zero or overflows";
@@ -82,6 +79,18 @@ impl Weights {
                 return Err(Error::Size { op: "squeeze_excite", what, got, need, geometry });
             }
         }
+        Ok(())
+    }
+}
+
+impl Weights {
+    /// Packs the two layers.
+    ///
+    /// # Errors
+    /// When a size is not the one that `c` and `q` ask for, or memory runs out.
+    pub fn pack(spec: &WeightsSpec<'_>) -> Result<Self> {
+        spec.check()?;
+        let WeightsSpec { c, q, fc1, bias1, fc2, bias2 } = *spec;
         let stride = q.next_multiple_of(ROW);
         let buffer = |len| Buffer::zeroed(len, "squeeze-excitation weights");
         let mut weights = Self {

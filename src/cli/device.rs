@@ -1,10 +1,12 @@
 //! `--device`, `--threads`, `--dtype`, `--isa`, `--plan`.
 
 use super::model::Model;
-use anyhow::{Context, Result, bail};
+use super::toolchain::ToolchainArgs;
+use anyhow::{Context, Result};
 use clap::Args;
 use laud::plan::ExecutionPlan;
 use laud::{Device, Element, Session};
+use laud_kernels::cuda::Driver;
 use laud_models::NetSpec;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ pub(super) struct DeviceArgs {
     /// Threads of an inference [default: the cores at hand]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// What activations and weights are stored as: f32 or bf16
+    /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
     /// Instruction set: avx512, avx2, neon or portable [default: the widest]
@@ -27,21 +29,21 @@ pub(super) struct DeviceArgs {
     /// How to run each block: a plan as JSON [default: gather wherever something is skipped]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
+    #[command(flatten)]
+    toolchain: ToolchainArgs,
 }
 
-/// Makes sessions that share one pool of threads.
+/// Makes sessions that share one pool of threads, or one CUDA device.
 pub(super) struct Builder<'a> {
     args: &'a DeviceArgs,
     plan: Option<ExecutionPlan>,
     /// `None` for a single thread.
     pool: Option<Arc<rayon::ThreadPool>>,
+    cuda: Option<Arc<dyn Driver>>,
 }
 
 impl DeviceArgs {
     pub(super) fn builder(&self) -> Result<Builder<'_>> {
-        if let Device::Cuda(number) = self.device {
-            bail!("--device cuda:{number}: this build has no CUDA backend; use cpu or auto");
-        }
         let plan = self.plan.as_deref().map(ExecutionPlan::load).transpose()?;
         let threads = self
             .threads
@@ -50,7 +52,11 @@ impl DeviceArgs {
         let pool = (threads > 1)
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build());
         let pool = pool.transpose().context("cannot start threads")?.map(Arc::new);
-        Ok(Builder { args: self, plan, pool })
+        let cuda = match self.device {
+            Device::Cuda(number) => Some(self.toolchain.toolchain().open(number).context("--device")?),
+            Device::Auto | Device::Cpu => None,
+        };
+        Ok(Builder { args: self, plan, pool, cuda })
     }
 }
 
@@ -71,6 +77,9 @@ impl Builder<'_> {
             Some(pool) => builder.pool(pool.clone()),
             None => builder.threads(1),
         };
+        if let Some(cuda) = &self.cuda {
+            builder = builder.cuda(cuda.clone());
+        }
         if let Some(isa) = &self.args.isa {
             builder = builder.isa(isa);
         }

@@ -3,10 +3,12 @@
 mod bench;
 mod completions;
 mod device;
+mod device_suite;
 mod eval;
 mod force;
 mod infer;
 mod inspect;
+mod kernels;
 mod model;
 mod output;
 mod parse;
@@ -14,6 +16,7 @@ mod predict;
 mod predictor;
 mod run;
 mod timing;
+mod toolchain;
 mod verify;
 
 use anyhow::Result;
@@ -42,6 +45,8 @@ enum Command {
     Verify(verify::Verify),
     Predict(predict::Predict),
     Predictor(predictor::Predictor),
+    Kernels(kernels::Kernels),
+    DeviceSuite(device_suite::DeviceSuite),
     Completions(completions::Completions),
 }
 
@@ -57,6 +62,8 @@ impl Cli {
             Command::Verify(command) => command.run(out),
             Command::Predict(command) => command.run(out),
             Command::Predictor(command) => command.run(out),
+            Command::Kernels(command) => command.run(out),
+            Command::DeviceSuite(command) => command.run(out),
             Command::Completions(command) => command.run(out),
         }
     }

@@ -1,6 +1,6 @@
 //! `laud verify`: does this machine compute what a file says that the network computes?
 
-use super::device::DeviceArgs;
+use super::device::{Builder, DeviceArgs};
 use super::infer::{block_macs, spatial_shape};
 use super::model::{Model, ModelArgs};
 use super::output::{Table, json, tiny};
@@ -65,7 +65,9 @@ struct Error {
 
 impl Verify {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
-        let outcomes = self.files.iter().map(|file| self.verify(file)).collect::<Result<Vec<_>>>()?;
+        let builder = self.device.builder()?;
+        let outcomes =
+            self.files.iter().map(|file| self.verify(&builder, file)).collect::<Result<Vec<_>>>()?;
         let failed = outcomes.iter().filter(|outcome| !outcome.wrong.is_empty()).count();
         match self.json {
             true => json(out, &outcomes.iter().map(Outcome::json).collect::<Vec<_>>())?,
@@ -75,7 +77,7 @@ impl Verify {
         Ok(())
     }
 
-    fn verify(&self, file: &Path) -> Result<Outcome> {
+    fn verify(&self, builder: &Builder<'_>, file: &Path) -> Result<Outcome> {
         let name = file.display().to_string();
         let (weights, recorded) = pair(file)?;
         let recorded = Checkpoint::open(&recorded)?;
@@ -86,7 +88,7 @@ impl Verify {
         );
         let weights = self.model.model.as_deref().map_or(weights, PathBuf::from);
         let model = self.model.open(&weights, Some(&recorded))?;
-        let session = self.device.builder()?.session(&model)?;
+        let session = builder.session(&model)?;
         let (input, batch) = super::infer::images(&recorded, &model.spec)?;
         let mut output = Output::default();
         let request = Request { images: &input, batch, features: true, masks: true, timed: false };

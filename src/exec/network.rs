@@ -121,7 +121,7 @@ impl<B: Backend> Network<B> {
 
     /// How many samples to take through the network together.
     pub(super) fn samples_at_once(&self, backend: &B) -> usize {
-        let bytes = |map: Extent, c: usize| map.pixels() * c * size_of::<B::Elem>();
+        let bytes = |map: Extent, c: usize| map.pixels() * c * backend.element_bytes();
         let convs = self.blocks.iter().flat_map(|block| &block.convs).chain([&self.stem]);
         let largest = convs.map(|conv| bytes(conv.geometry.output, conv.geometry.c_out)).max();
         (backend.map_bytes() / largest.unwrap_or(1).max(1)).max(1)
@@ -132,7 +132,7 @@ impl<B: Backend> Network<B> {
         let Padding { top, left, bottom, right } = spec.stem.conv.pad;
         let bordered = MapSize { h: spec.input.size.h + top + bottom, w: spec.input.size.w + left + right };
         let inner = ConvSpec { pad: Padding::default(), ..spec.stem.conv.clone() };
-        let stem = gemm(backend, weights, &inner, bordered)?;
+        let stem = image_conv(backend, &fold::conv(weights, &inner, bordered)?)?;
         let pool = spec.stem.pool.map(|pool| prepare_pool(&pool, &stem.geometry));
         let map = pool.map_or(stem.geometry.output, |pool| pool.output);
         let block = |block: &BlockSpec| {
@@ -284,6 +284,15 @@ fn prepare_channel_gate<B: Backend>(
 /// A convolution without inactive channels.
 fn gemm<B: Backend>(backend: &B, weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Conv<B>> {
     pack(backend, &fold::conv(weights, spec, input)?, None, None)
+}
+
+/// A convolution that reads images.
+fn image_conv<B: Backend>(backend: &B, folded: &Folded) -> Result<Conv<B>> {
+    let Folded { geometry, weight, bias, act, .. } = folded;
+    let (input_constant, output_constant) = (None, None);
+    let spec = FilterSpec { geometry: *geometry, weight, bias, input_constant, output_constant };
+    let weights = ConvWeights::Gemm(backend.image_filter(&spec)?);
+    Ok(Conv { weights, geometry: *geometry, act: *act })
 }
 
 fn pack<B: Backend>(

@@ -78,7 +78,7 @@ impl<B: Backend> Workspace<B> {
             batch,
             scratch: scratch(backend, network, batch)?,
             maps: Maps {
-                image: buffer(sizes.image, "image")?,
+                image: backend.image(batch, network.stem.geometry.input, network.stem.geometry.c_in)?,
                 stream: [buffer(sizes.stream, "residual stream")?, buffer(sizes.stream, "residual stream")?],
                 branch: [buffer(sizes.branch[0], "branch")?, buffer(sizes.branch[1], "branch")?],
             },
@@ -149,7 +149,6 @@ fn slots<B: Backend>(network: &Network<B>, batch: usize) -> (Vec<Slot>, usize, u
 /// Largest of everything over the blocks, per sample.
 #[derive(Default)]
 struct Sizes {
-    image: usize,
     stream: usize,
     branch: [usize; 2],
     units: usize,
@@ -162,7 +161,6 @@ impl Sizes {
     fn of<B: Backend>(network: &Network<B>) -> Self {
         let mut sizes = Self::default();
         let stem = &network.stem.geometry;
-        sizes.image = stem.input.pixels() * stem.c_in;
         sizes.stream(stem.output, stem.c_out);
         if let Some(pool) = network.pool {
             sizes.stream(pool.output, stem.c_out);

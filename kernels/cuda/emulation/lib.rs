@@ -1,6 +1,10 @@
 //! Runs the CUDA kernels on the host: the same `.cu` files, compiled as C++ against `emulation.h`. For tests, where there
 //! is no GPU; a thousand times slower than one.
 
+mod driver;
+
+pub use driver::EmulatedDevice;
+
 use std::ffi::{CStr, c_char, c_void};
 
 /// A host that runs kernels in place of a GPU.
