@@ -8,7 +8,8 @@
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize as fir;
-use fir::images::{Image as FirImage, ImageRef};
+use fir::images::{TypedImage, TypedImageRef};
+use fir::pixels::U8x3;
 use laud_models::{InputSpec, MapSize};
 
 use super::image::RgbImage;
@@ -152,7 +153,7 @@ impl Window {
 /// The windows of `image` resized to `x.0 × y.0`.
 fn resample(image: &RgbImage, x: (usize, Window), y: (usize, Window)) -> Result<RgbImage> {
     let (w, h) = image.dimensions();
-    let source = ImageRef::new(w, h, image.as_raw(), fir::PixelType::U8x3).context("resize")?;
+    let source = TypedImageRef::<U8x3>::from_buffer(w, h, image.as_raw()).context("resize")?;
     let (left, width) = source_span(w, x);
     let (top, height) = source_span(h, y);
     let (out_w, out_h) = (x.1.len as u32, y.1.len as u32);
@@ -163,17 +164,20 @@ fn resample(image: &RgbImage, x: (usize, Window), y: (usize, Window)) -> Result<
     let last = (top + height + reach).ceil().min(f64::from(h));
 
     // One pass an axis and in this order, as Pillow; the crate's own order for two axes is the other one.
-    let mut rows = FirImage::new(out_w, (last - first) as u32, fir::PixelType::U8x3);
+    let mut rows = TypedImage::<U8x3>::new(out_w, (last - first) as u32);
     let bilinear = fir::ResizeOptions::new()
         .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
         .use_alpha(false);
     let mut resizer = fir::Resizer::new();
-    resizer.resize(&source, &mut rows, &bilinear.crop(left, first, width, last - first)).context("resize")?;
-    let mut part = FirImage::new(out_w, out_h, fir::PixelType::U8x3);
     resizer
-        .resize(&rows, &mut part, &bilinear.crop(0.0, top - first, f64::from(out_w), height))
+        .resize_typed(&source, &mut rows, &bilinear.crop(left, first, width, last - first))
         .context("resize")?;
-    RgbImage::from_raw(out_w, out_h, part.into_vec()).context("resize")
+    let mut part = TypedImage::<U8x3>::new(out_w, out_h);
+    resizer
+        .resize_typed(&rows, &mut part, &bilinear.crop(0.0, top - first, f64::from(out_w), height))
+        .context("resize")?;
+    let bytes = part.pixels().iter().flat_map(|pixel| pixel.0).collect();
+    RgbImage::from_raw(out_w, out_h, bytes).context("resize")
 }
 
 /// Start and length, in input samples, of what becomes the window of an axis of `n` samples resized to `full.0`.
