@@ -27,15 +27,15 @@ fn main() {
     // What the dialect allows and a host compiler may not like.
     build.flag("-pthread").flag("-Wno-unknown-pragmas").flag("-Wno-unused-function").flag("-xc++");
     // Kernels make themselves known when the program starts; nothing refers to their objects.
-    build.link_lib_modifier("+whole-archive").file("emulation.cpp");
+    build.link_lib_modifier("+whole-archive").file("emulation.cpp").file("faults.cu");
     for operation in OPERATIONS {
         let source = kernels.join(operation).join(format!("{operation}.cu"));
         println!("cargo:rerun-if-changed={}", source.display());
-        if source.exists() {
-            build.file(source);
-        }
+        build.file(source);
     }
-    for header in ["emulation/emulation.h", "emulation/emulation.cpp", "device.h", "params.h"] {
+    for header in
+        ["emulation/emulation.h", "emulation/emulation.cpp", "emulation/faults.cu", "device.h", "params.h"]
+    {
         println!("cargo:rerun-if-changed={}", kernels.join("cuda").join(header).display());
     }
     println!("cargo:rerun-if-env-changed=CXXFLAGS");

@@ -137,6 +137,7 @@ struct Launch {
     unsigned blocks;
     std::atomic<unsigned> next{0};
     std::atomic<bool> failed{false};
+    std::atomic<uint64_t> copied{0}, multiplied{0};
     std::mutex lock;
     std::string error;
 };
@@ -168,6 +169,7 @@ struct Worker {
     unsigned alive = 0, arrived = 0;
     int votes = 0, ballots[2] = {}, ballot_arrived[2] = {};
     unsigned phase = 0;
+    uint64_t copied = 0, multiplied = 0;
     void* home = nullptr;
     void* home_fake = nullptr;
     const void* home_bottom = nullptr;
@@ -281,6 +283,8 @@ void Worker::run() {
         if (!fiber.stack) give_up(launch, "no memory for the stack of a thread");
     }
     for (unsigned number; !launch.failed && (number = launch.next++) < launch.blocks;) run_block(number);
+    launch.copied += copied;
+    launch.multiplied += multiplied;
     {
         std::lock_guard guard(spare_lock);
         for (Fiber& fiber : fibers) {
@@ -361,6 +365,8 @@ void pause() {
     std::this_thread::yield();
 }
 
+void count_products(unsigned products) { worker->multiplied += products; }
+
 uint3 block_index() { return worker->block; }
 uint3 block_size() { return worker->launch.block; }
 uint3 grid_size() { return worker->launch.grid; }
@@ -439,6 +445,7 @@ void copy_async(void* to, const void* from, unsigned valid) {
     if (valid > 16) fail("cp.async: more than 16 bytes");
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
         fail("cp.async: an address is not a multiple of 16");
+    worker->copied += valid;
     Copy copy{to, from, valid, self->groups};
     if (worker->eager) return land(copy);
     self->copies.push_back(copy);
@@ -472,7 +479,7 @@ using namespace emulation;
 
 extern "C" const char* laud_emulation_launch(const char* name, size_t name_len, const unsigned* grid,
                                              const unsigned* block, size_t shared_bytes, void** args, unsigned threads,
-                                             uint64_t seed) {
+                                             uint64_t seed, uint64_t* counts) {
     auto error = [](const std::string& text) -> const char* { return strdup(text.c_str()); };
     auto found = kernels().find(std::string(name, name_len));
     if (found == kernels().end()) return error("no such kernel");
@@ -498,6 +505,8 @@ extern "C" const char* laud_emulation_launch(const char* name, size_t name_len, 
     for (unsigned i = 1; i < threads; i++) others.emplace_back([&] { Worker(launch).run(); });
     Worker(launch).run();
     for (std::thread& other : others) other.join();
+    counts[0] = launch.copied;
+    counts[1] = launch.multiplied;
     return launch.failed ? error(launch.error) : nullptr;
 }
 

@@ -114,6 +114,8 @@ struct MatrixOperand {
 };
 void load_matrices(uint32_t (&m)[4], const void* row);
 
+void count_products(unsigned products);
+
 struct MmaOperand {
     float* d;
     const uint32_t *a, *b;
@@ -124,6 +126,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Value) {
     MmaOperand operand{d, a, b};
     together(~0u, &operand, "mma.sync", [](const Gathering& lanes, const void*) {
         constexpr unsigned K = 8 * PER_WORD;
+        count_products(16 * 8 * K);
         float left[16][K], right[K][8], sum[16][8] = {};
         Value value{};
         for (unsigned l = 0; l < 32; l++) {

@@ -36,6 +36,15 @@ pub struct Kernel {
     pub shared: usize,
 }
 
+/// What a launch did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Bytes that asynchronous copies read from global memory.
+    pub copied: u64,
+    /// Products of the tensor cores.
+    pub products: u64,
+}
+
 #[repr(C)]
 struct KernelInfo {
     name: *const c_char,
@@ -54,6 +63,7 @@ unsafe extern "C" {
         args: *mut *mut c_void,
         workers: u32,
         seed: u64,
+        counts: *mut [u64; 2],
     ) -> *const c_char;
     fn laud_emulation_free(error: *const c_char);
     fn laud_emulation_kernel(i: usize, info: *mut KernelInfo) -> bool;
@@ -77,6 +87,26 @@ impl Emulator {
         shared_bytes: usize,
         args: &mut [*mut c_void],
     ) -> Result<(), String> {
+        // SAFETY: forwarded.
+        unsafe { self.launch_counted(name, grid, block, shared_bytes, args) }.map(|_| ())
+    }
+
+    /// The same, and counts what the launch did.
+    ///
+    /// # Errors
+    /// See [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// See [`launch`](Self::launch).
+    pub unsafe fn launch_counted(
+        &self,
+        name: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: usize,
+        args: &mut [*mut c_void],
+    ) -> Result<Counts, String> {
+        let mut counts = [0; 2];
         // SAFETY: the name and the sizes are valid for the call; the rest is the caller's word.
         let error = unsafe {
             laud_emulation_launch(
@@ -88,10 +118,11 @@ impl Emulator {
                 args.as_mut_ptr(),
                 self.workers,
                 self.seed,
+                &mut counts,
             )
         };
         if error.is_null() {
-            return Ok(());
+            return Ok(Counts { copied: counts[0], products: counts[1] });
         }
         // SAFETY: an error is a string that ends in zero, ours until it is freed.
         let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();

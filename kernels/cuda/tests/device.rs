@@ -1,6 +1,6 @@
 //! Kernels on the host, for the tests of the operations.
 
-use laud_emulation::Emulator;
+use laud_emulation::{Counts, Emulator};
 use laud_kernels::cuda::launch::Launch;
 use laud_kernels::cuda::params::{Address, Channels, Rows};
 
@@ -105,9 +105,9 @@ pub(crate) fn in_any_order<R: Bits>(f: impl Fn(&Emulator) -> R) -> R {
 }
 
 /// Runs a kernel whose parameters point to live memory of the caller.
-pub(crate) fn execute<P: bytemuck::Pod>(emulator: &Emulator, launch: &Launch, params: &P) {
+pub(crate) fn execute<P: bytemuck::Pod>(emulator: &Emulator, launch: &Launch, params: &P) -> Counts {
     if launch.is_empty() {
-        return;
+        return Counts { copied: 0, products: 0 };
     }
     let mut params = *params;
     let mut args = [(&raw mut params).cast()];
@@ -116,8 +116,9 @@ pub(crate) fn execute<P: bytemuck::Pod>(emulator: &Emulator, launch: &Launch, pa
     let known = known.unwrap_or_else(|| panic!("{kernel} is not there"));
     assert_eq!(known.params, size_of::<P>(), "{kernel} takes another struct");
     // SAFETY: the struct is the one that the kernel takes; the tests point it to memory that they hold.
-    let outcome = unsafe { emulator.launch(kernel, *grid, [*threads, 1, 1], *shared as usize, &mut args) };
-    outcome.unwrap();
+    let outcome =
+        unsafe { emulator.launch_counted(kernel, *grid, [*threads, 1, 1], *shared as usize, &mut args) };
+    outcome.unwrap()
 }
 
 /// Rows as a device would hold them.

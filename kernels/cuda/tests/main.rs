@@ -5,10 +5,12 @@
 //! | [`gate`], [`compact`], [`gather_gemm`], [`layout`] | the kernels of that operation |
 //! | [`pooling`] | max_pool, mean_pool |
 //! | [`pointwise`] | depthwise, squeeze_excite, shortcut |
+//! | [`emulation`] | that mistakes in a kernel are found |
 //! | [`device`] | how tests run kernels: in several orders of threads and thread blocks, which must not matter |
 
 mod compact;
 mod device;
+mod emulation;
 mod gate;
 mod gather_gemm;
 mod layout;
