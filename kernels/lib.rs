@@ -73,6 +73,11 @@
 //! # Ok::<(), laud_kernels::Error>(())
 //! ```
 
+/// Hash of the sources of the CPU's kernels, tests apart: times measured with other kernels say nothing about these.
+pub const SOURCE_HASH: &str = env!("LAUD_KERNELS_HASH");
+/// The same of what is only for CUDA.
+pub const CUDA_SOURCE_HASH: &str = env!("LAUD_CUDA_KERNELS_HASH");
+
 mod active;
 mod backend;
 mod buffer;

@@ -19,7 +19,8 @@
 //! 7. A [`Policy`](gate::Policy) decides what a gate's numbers mean: [`Learned`](gate::Learned) is the trained rule,
 //!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions.
 //! 8. An [`ExecutionPlan`](plan::ExecutionPlan) says, block by block, from which density on gathering no longer pays.
-//!    It changes times, never results.
+//!    It changes times, never results. [`calibrate`] measures a device once; [`plan::search`] chooses from the profile
+//!    that comes of it, and the session watches whether times are as expected ([`Watch`](exec::Watch)).
 //!
 //! [`train`] is the other half: the same networks with masks that multiply, in candle, slow and differentiable. The
 //! executor is tested against it.
@@ -78,6 +79,7 @@
 //! fraction, `0..=1`. Times are nanoseconds (`_ns`), costs multiply-accumulates over the whole batch.
 #![forbid(unsafe_code)]
 
+pub mod calibrate;
 pub mod checkpoint;
 pub mod exec;
 pub mod files;
@@ -97,5 +99,5 @@ pub use laud_kernels as kernels;
 pub use laud_models as models;
 #[doc(no_inline)]
 pub use laud_predictor as predictor;
-pub use session::{Device, Element, Session, SessionBuilder};
+pub use session::{Device, Element, Session, SessionBuilder, prober};
 pub use weights::{CheckpointWeights, FIXTURE_PREFIX, RandomWeights, TensorMap};

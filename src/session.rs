@@ -1,6 +1,6 @@
 //! [`Session`]: a network, its weights, a plan, a policy and a device, ready to infer.
 
-use crate::exec::{Executor, Output, Request, Runnable, Weights};
+use crate::exec::{Executor, Output, Probe, Prober, Request, Runnable, Weights};
 use crate::gate::{Learned, Policy};
 use crate::plan::ExecutionPlan;
 use anyhow::{Context, Result, bail, ensure};
@@ -175,15 +175,9 @@ impl SessionBuilder {
         let pool = match (pool, threads) {
             (Some(pool), None) => Some(pool),
             (Some(_), Some(_)) => bail!("give either a pool or a number of threads"),
-            (None, Some(0)) => bail!("a session needs at least one thread"),
-            (None, Some(1)) => None,
             (None, threads) => {
-                let threads =
-                    threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-                ensure!(threads <= 1024, "{threads} threads are more than any machine has");
-                let name = |i| format!("laud-{i}");
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name);
-                Some(Arc::new(pool.build().context("cannot start threads")?))
+                let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+                start_threads(threads.unwrap_or_else(cores))?
             }
         };
         let runnable: Box<dyn Runnable> = match element {
@@ -199,6 +193,34 @@ impl SessionBuilder {
         };
         Ok(Session { spec, runnable, policy })
     }
+}
+
+/// What times kernel calls one by one on a device, for a number of threads; see
+/// [`calibrate`](crate::calibrate).
+///
+/// # Errors
+/// When the device is not there or threads cannot be started.
+pub fn prober(device: &Device, element: Element, threads: usize, isa: Isa) -> Result<Box<dyn Prober>> {
+    if let Device::Cuda(number) = device {
+        bail!("cuda:{number}: calls are timed one by one on the CPU only");
+    }
+    let pool = start_threads(threads)?;
+    Ok(match element {
+        Element::F32 => Box::new(Probe::new(Cpu::<f32>::new(isa, pool))?),
+        Element::Bf16 => Box::new(Probe::new(Cpu::<half::bf16>::new(isa, pool))?),
+        Element::F16 | Element::Tf32 => bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device"),
+    })
+}
+
+/// A pool of so many threads; `None` for the calling thread alone.
+fn start_threads(threads: usize) -> Result<Option<Arc<rayon::ThreadPool>>> {
+    ensure!(threads > 0, "a session needs at least one thread");
+    ensure!(threads <= 1024, "{threads} threads are more than any machine has");
+    let name = |i| format!("laud-{i}");
+    let pool = (threads > 1).then(|| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build().map(Arc::new)
+    });
+    pool.transpose().context("cannot start threads")
 }
 
 impl Session {
@@ -256,6 +278,26 @@ impl Session {
     /// # Errors
     /// As [`infer`](Self::infer).
     pub fn infer_with(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
+        self.check(request)?;
+        self.runnable.infer(request, policy, output)
+    }
+
+    /// The same by another plan than the session's.
+    ///
+    /// # Errors
+    /// As [`infer`](Self::infer); when the plan is about another network.
+    pub fn infer_by(
+        &self,
+        plan: &ExecutionPlan,
+        request: Request<'_>,
+        policy: &dyn Policy,
+        output: &mut Output,
+    ) -> Result<()> {
+        self.check(request)?;
+        self.runnable.infer_by(plan, request, policy, output)
+    }
+
+    fn check(&self, request: Request<'_>) -> Result<()> {
         // Whole pieces first: a search with an early end for every value is no vector code.
         let finite = |piece: &[f32]| piece.iter().fold(true, |all, value| all & value.is_finite());
         if !request.images.chunks(1 << 12).all(finite)
@@ -263,7 +305,7 @@ impl Session {
         {
             bail!("value {at} of the images is {}; inputs must be finite", request.images[at]);
         }
-        self.runnable.infer(request, policy, output)
+        Ok(())
     }
 
     /// Infers a candle tensor `[n, c, h, w]` and gives logits `[n, classes]` and the trace.

@@ -12,19 +12,19 @@ use tempfile::TempDir;
 
 use crate::fixtures::NAMES;
 
-fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_laud"));
     command.env_clear().stdin(Stdio::null());
     command
 }
 
-fn laud<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+pub(crate) fn laud<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     command().args(args).output().unwrap()
 }
 
 /// Runs a command line that has to succeed, without a word on stderr; what it prints.
 #[track_caller]
-fn prints(line: &str) -> String {
+pub(crate) fn prints(line: &str) -> String {
     let output = laud(line.split_whitespace());
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && errors.is_empty(), "laud {line}: {errors}");
@@ -38,7 +38,7 @@ fn prints_json(line: &str) -> Value {
 
 /// Runs a command line that has to fail with one line that contains every one of `words`.
 #[track_caller]
-fn fails(line: &str, words: &[&str]) -> String {
+pub(crate) fn fails(line: &str, words: &[&str]) -> String {
     let output = laud(line.split_whitespace());
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "laud {line}: {errors}");
@@ -57,7 +57,7 @@ fn photo() -> String {
     format!("{}/models/zoo/photos/zebra.jpg", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn files_in(folder: &Path) -> Vec<String> {
+pub(crate) fn files_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -6,11 +6,13 @@
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
 //! `cli` the program from outside ·
+//! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
 mod architecture;
+mod calibrate;
 mod cli;
 mod compare;
 mod cuda;
@@ -22,4 +24,5 @@ mod networks;
 mod oracle;
 mod oracle_cases;
 mod parity;
+mod plan;
 mod session;

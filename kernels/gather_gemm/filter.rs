@@ -91,8 +91,8 @@ impl<E: Element> Filter<E> {
     ) -> Result<Self> {
         let g = spec.geometry;
         spec.check("filter")?;
-        let (lanes, nv, max_rows) = tile(isa);
-        let panels = cut(&g, lanes, lanes * nv);
+        let Tile { lanes, columns: panel_width, rows: max_rows } = tile(isa);
+        let panels = cut(&g, lanes, panel_width);
         let taps = g.kernel * g.kernel;
         let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
         let mut data = zeroed(len + SLACK, "packed weights")?;
@@ -118,7 +118,6 @@ impl<E: Element> Filter<E> {
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
         let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1;
-        let panel_width = lanes * nv;
         Ok(Self {
             geometry: g,
             panels,
@@ -249,10 +248,21 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
     panels
 }
 
-/// Lanes, vectors in a panel and rows of the GEMM tile.
-fn tile(isa: Isa) -> (usize, usize, usize) {
-    fn of<S: Simd>() -> (usize, usize, usize) {
-        (S::LANES, S::NV, S::MR)
+/// What is computed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Values of a vector.
+    pub lanes: usize,
+    /// Output channels of a full panel.
+    pub columns: usize,
+    /// Most rows that meet a full panel.
+    pub rows: usize,
+}
+
+/// The GEMM tile of an instruction set.
+pub fn tile(isa: Isa) -> Tile {
+    fn of<S: Simd>() -> Tile {
+        Tile { lanes: S::LANES, columns: S::LANES * S::NV, rows: S::MR }
     }
     match isa.0 {
         #[cfg(target_arch = "x86_64")]

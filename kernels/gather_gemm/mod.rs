@@ -26,7 +26,7 @@ mod pack;
 mod tests;
 
 pub use cpu::{Scratch, run};
-pub use filter::{Filter, FilterSpec};
+pub use filter::{Filter, FilterSpec, Tile, tile};
 
 use crate::{Act, ActiveSet, Channels, Element, Error, Result, Rows};
 

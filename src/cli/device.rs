@@ -5,6 +5,7 @@ use super::toolchain::ToolchainArgs;
 use anyhow::{Context, Result};
 use clap::Args;
 use laud::plan::ExecutionPlan;
+use laud::predictor::workload::DType;
 use laud::{Device, Element, Session};
 use laud_kernels::cuda::Driver;
 use laud_models::NetSpec;
@@ -43,11 +44,23 @@ pub(super) struct Builder<'a> {
 }
 
 impl DeviceArgs {
+    /// The plan that was given.
+    pub(super) fn plan(&self) -> Result<Option<ExecutionPlan>> {
+        self.plan.as_deref().map(ExecutionPlan::load).transpose()
+    }
+
+    /// Threads of an inference.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    }
+
+    /// Storage type, as the predictor names it.
+    pub(super) fn dtype(&self) -> DType {
+        dtype(self.dtype)
+    }
+
     pub(super) fn builder(&self) -> Result<Builder<'_>> {
-        let plan = self.plan.as_deref().map(ExecutionPlan::load).transpose()?;
-        let threads = self
-            .threads
-            .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+        let (plan, threads) = (self.plan()?, self.threads());
         let name = |i| format!("laud-{i}");
         let pool = (threads > 1)
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build());
@@ -89,5 +102,14 @@ impl Builder<'_> {
             builder = builder.plan(plan);
         }
         builder.build(&*model.weights()?).with_context(|| model.label.clone())
+    }
+}
+
+/// Storage type, as the predictor names it.
+pub(super) fn dtype(element: Element) -> DType {
+    match element {
+        Element::F32 | Element::Tf32 => DType::F32,
+        Element::F16 => DType::F16,
+        Element::Bf16 => DType::Bf16,
     }
 }

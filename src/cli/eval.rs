@@ -3,8 +3,8 @@
 use super::device::DeviceArgs;
 use super::force::ForceArgs;
 use super::model::ModelArgs;
-use super::output::{json, ms, percent, si};
-use super::run::{Computed, head};
+use super::output::{json, ms, percent, save, si};
+use super::run::{Computed, densities_line, head};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use laud::Output;
@@ -28,6 +28,9 @@ pub(super) struct Eval {
     /// Images of an inference
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
+    /// Write each block's densities: JSON lines, one an image
+    #[arg(long, value_name = "FILE")]
+    record_densities: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -76,7 +79,7 @@ impl Eval {
         let policy = self.force.policy(&model.spec, batch, self.force.single()?)?;
         let mut values = vec![0.0; batch * preprocess.values()];
         let mut output = Output::default();
-        let mut tally = Tally::default();
+        let (mut tally, mut densities) = (Tally::default(), String::new());
         let progress = std::io::stderr().is_terminal() && !self.json;
         for start in (0..count).step_by(batch) {
             let n = batch.min(count - start);
@@ -92,6 +95,13 @@ impl Eval {
             let clock = Instant::now();
             session.infer_with(request, &*policy, &mut output)?;
             tally.ms.push(clock.elapsed().as_secs_f64() * 1e3 / n as f64);
+            if self.record_densities.is_some() {
+                session.infer_with(Request { masks: true, ..request }, &*policy, &mut output)?;
+                for i in 0..n {
+                    let name = data.get(start + i)?.name;
+                    densities += &densities_line(&model.spec, &name, &output, i)?;
+                }
+            }
             let labels = (start..start + n).filter_map(|i| data.label(i));
             tally.add(&model.spec, &output, labels);
             if progress {
@@ -105,6 +115,9 @@ impl Eval {
         }
         if progress {
             write!(std::io::stderr(), "\r{:50}\r", "")?;
+        }
+        if let Some(path) = &self.record_densities {
+            save(path, &densities)?;
         }
         if self.json {
             return json(out, &tally.json(&model, &session, &self));

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, which parses, calls and prints.
 
 mod bench;
+mod calibrate;
 mod completions;
 mod device;
 mod device_suite;
@@ -12,8 +13,12 @@ mod kernels;
 mod model;
 mod output;
 mod parse;
+mod plan;
+mod plan_verify;
 mod predict;
+mod predict_profile;
 mod predictor;
+mod profile;
 mod run;
 mod timing;
 mod toolchain;
@@ -47,6 +52,9 @@ enum Command {
     Predictor(predictor::Predictor),
     Kernels(kernels::Kernels),
     DeviceSuite(device_suite::DeviceSuite),
+    Calibrate(calibrate::Calibrate),
+    Profile(profile::ProfileArgs),
+    Plan(Box<plan::Plan>),
     Completions(completions::Completions),
 }
 
@@ -64,6 +72,9 @@ impl Cli {
             Command::Predictor(command) => command.run(out),
             Command::Kernels(command) => command.run(out),
             Command::DeviceSuite(command) => command.run(out),
+            Command::Calibrate(command) => command.run(out),
+            Command::Profile(command) => command.run(out),
+            Command::Plan(command) => command.run(out),
             Command::Completions(command) => command.run(out),
         }
     }

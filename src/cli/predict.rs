@@ -8,9 +8,10 @@ use laud_predictor::Density;
 use laud_predictor::prior::{DeviceSpec, Mode, Network, Prior, SweepRow};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// Predict latency on a GPU that is not at hand, from published constants alone
+/// Predict latency: on a GPU that is not at hand from published constants, on a calibrated device from its profile
 #[derive(Args)]
 pub(super) struct Predict {
     /// Devices: v100, 3090, 3060, tx2, nano, a100, h100, h200, l4, t4, 4090, orin, or a file of constants
@@ -18,29 +19,44 @@ pub(super) struct Predict {
     device: Vec<String>,
     /// Networks: resnet50, resnet101, regnety004, regnety008
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "resnet50")]
-    model: Vec<String>,
+    pub(super) model: Vec<String>,
     /// What is skipped
     #[arg(long, value_name = "MODE,..", value_delimiter = ',', default_value = "spatial")]
-    mode: Vec<ModeArg>,
+    pub(super) mode: Vec<ModeArg>,
     /// Side of a patch or channels of a group, by stage
     #[arg(long, value_name = "S-S-S-S,..", value_delimiter = ',', default_value = "4-4-2-1")]
-    granularity: Vec<String>,
+    pub(super) granularity: Vec<String>,
     /// Densities, 0..=1 [default: 0.1 to 1]
     #[arg(long, value_name = "D,..", value_delimiter = ',', value_parser = parse::density)]
-    density: Vec<f64>,
+    pub(super) density: Vec<f64>,
     /// Images of an inference [default: what the device is usually asked about]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    batch: Option<u32>,
+    pub(super) batch: Option<u32>,
+    /// For a device that was calibrated: what `laud calibrate` wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "csv"])]
+    profile: Option<PathBuf>,
+    /// With --profile: what was active image by image, as --record-densities wrote it, for a distribution
+    #[arg(long, value_name = "FILE", requires = "profile", conflicts_with = "density")]
+    pub(super) densities: Option<PathBuf>,
+    /// With --densities: which share of the images takes no longer than this?
+    #[arg(long, value_name = "TIME", requires = "densities", value_parser = parse::duration)]
+    pub(super) budget: Option<Duration>,
+    /// With --profile: threads of an inference
+    #[arg(long, value_name = "N", requires = "profile", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) threads: u16,
+    /// With --profile: split each number into what it is made of
+    #[arg(long, requires = "profile")]
+    pub(super) explain: bool,
     /// Print CSV
     #[arg(long, conflicts_with = "json")]
     csv: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ModeArg {
+pub(super) enum ModeArg {
     /// Nothing
     Static,
     /// Whole blocks
@@ -60,6 +76,9 @@ struct Part {
 
 impl Predict {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
+        if let Some(profile) = &self.profile {
+            return self.measured(profile, out);
+        }
         let densities = match self.density.as_slice() {
             [] => (1..=10).map(|tenths| f64::from(tenths) / 10.0).collect(),
             list => list.to_vec(),
@@ -121,7 +140,7 @@ impl Predict {
 }
 
 /// A shipped device, or a file of the same form.
-fn find(device: &str) -> Result<DeviceSpec> {
+pub(super) fn find(device: &str) -> Result<DeviceSpec> {
     match DeviceSpec::named(device) {
         Ok(spec) => Ok(spec),
         Err(_) if Path::new(device).is_file() => {
@@ -132,7 +151,7 @@ fn find(device: &str) -> Result<DeviceSpec> {
 }
 
 /// The simulator's name of a network that is known by another.
-fn simulator_name(name: &str) -> &str {
+pub(super) fn simulator_name(name: &str) -> &str {
     match name {
         "regnet_y_400mf" => "regnety004",
         "regnet_y_800mf" => "regnety008",

@@ -8,7 +8,8 @@ use super::timing::{Limit, interleave};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use laud::exec::{BlockTrace, Request};
-use laud::gate::Policy;
+use laud::gate::{Policy, UnitKind};
+use laud::plan::Recorded;
 use laud::report::{BlockView, KeepGrid, Sheet, save_png};
 use laud::vision::{Labels, Preprocess, RgbImage, image};
 use laud::{Output, Session, zoo};
@@ -94,7 +95,7 @@ impl Run {
                 pictures.draw(&setup, &one)?;
             }
             if self.record_densities.is_some() {
-                densities += &format!("{}\n", densities_json(&setup.model.spec, &one));
+                densities += &densities_line(&setup.model.spec, &one.name, &one.output, 0)?;
             }
             match self.json {
                 true => seen.push(one.json(&setup.model)),
@@ -323,15 +324,17 @@ pub(super) fn top(logits: &[f32], count: usize) -> Vec<(usize, f64)> {
     classes
 }
 
-fn densities_json(spec: &NetSpec, seen: &Seen) -> Value {
-    let blocks = spec.blocks.iter().zip(&seen.output.trace.blocks).map(|(spec, trace)| {
-        json!({
-            "block": spec.name,
-            "patches": spec.gate.spatial.is_some().then(|| trace.patches.density()),
-            "channel_groups": spec.gate.channel.is_some().then(|| trace.channel_groups.density()),
-        })
-    });
-    json!({ "file": seen.name, "network": spec.name, "blocks": blocks.collect::<Vec<_>>() })
+/// What was active for sample `n` of an inference that kept its masks, as a line.
+pub(super) fn densities_line(spec: &NetSpec, file: &str, output: &Output, n: usize) -> Result<String> {
+    let batch = output.trace.batch;
+    let recorded = Recorded::of(spec, file, |block, kind| {
+        let all = match kind {
+            UnitKind::Patch => &output.masks[block].patches,
+            UnitKind::ChannelGroup => &output.masks[block].channel_groups,
+        };
+        &all[n * all.len() / batch..(n + 1) * all.len() / batch]
+    })?;
+    Ok(serde_json::to_string(&recorded).context("cannot write densities")? + "\n")
 }
 
 /// A folder of contact sheets.

@@ -5,19 +5,24 @@
 
 mod account;
 mod block;
+mod draw;
 mod fold;
+mod guard;
 mod network;
+mod probe;
 mod trace;
 mod workspace;
 
 pub use fold::Weights;
-pub use trace::{BlockTrace, Count, MAX_CONVS, Trace};
+pub use probe::{Probe, Prober};
+pub use trace::{BlockTrace, Count, MAX_CONVS, Trace, Watch};
 
 use crate::gate::{Policy, Rule, UnitKind, Units};
 use crate::plan::ExecutionPlan;
 use account::Records;
 use anyhow::{Context, Result, ensure};
 use block::everywhere;
+use guard::Guard;
 use laud_kernels::gather_gemm::Placement;
 use laud_kernels::layout::FromNchw;
 use laud_kernels::max_pool::MaxPool;
@@ -81,11 +86,23 @@ pub trait Runnable: Send + Sync {
     fn describe(&self) -> String;
 
     /// Runs one inference. Any number of threads may call this at the same time; each inference in flight has
-    /// memory of its own, which is kept for the next.
+    /// memory of its own, which is kept for the next. Where the plan expects times, they are watched: see [`Watch`].
     ///
     /// # Errors
     /// When the request does not fit the network, an image's value is not finite, or memory runs out.
     fn infer(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()>;
+
+    /// Runs one inference by another plan, unwatched.
+    ///
+    /// # Errors
+    /// As [`infer`](Self::infer); when the plan is about another network.
+    fn infer_by(
+        &self,
+        plan: &ExecutionPlan,
+        request: Request<'_>,
+        policy: &dyn Policy,
+        output: &mut Output,
+    ) -> Result<()>;
 }
 
 /// A network on a backend, with a plan.
@@ -94,6 +111,7 @@ pub struct Executor<B: Backend> {
     backend: B,
     network: Network<B>,
     plan: ExecutionPlan,
+    guard: Option<Mutex<Guard>>,
     /// Workspaces that are not in use.
     idle: Mutex<Vec<Box<Workspace<B>>>>,
 }
@@ -113,7 +131,8 @@ impl<B: Backend> Executor<B> {
         spec.validate()?;
         plan.check(&spec)?;
         let network = Network::prepare(&spec, &backend, weights)?;
-        Ok(Self { spec, backend, network, plan, idle: Mutex::new(Vec::new()) })
+        let guard = Guard::new(&plan).map(Mutex::new);
+        Ok(Self { spec, backend, network, plan, guard, idle: Mutex::new(Vec::new()) })
     }
 
     /// A workspace for `batch` samples: an idle one that is large enough, or a new one.
@@ -135,6 +154,41 @@ impl<B: Backend> Runnable for Executor<B> {
     }
 
     fn infer(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
+        let Some(guard) = &self.guard else { return self.run(&self.plan, request, policy, output) };
+        let guard = || guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let (plan, timed) = guard().next();
+        let timed = timed || request.timed;
+        self.run(plan.as_deref().unwrap_or(&self.plan), Request { timed, ..request }, policy, output)?;
+        match timed {
+            true => guard().observe(&mut output.trace),
+            false => guard().tell(&mut output.trace),
+        }
+        if !request.timed {
+            output.trace.forget_times();
+        }
+        Ok(())
+    }
+
+    fn infer_by(
+        &self,
+        plan: &ExecutionPlan,
+        request: Request<'_>,
+        policy: &dyn Policy,
+        output: &mut Output,
+    ) -> Result<()> {
+        plan.check(&self.spec)?;
+        self.run(plan, request, policy, output)
+    }
+}
+
+impl<B: Backend> Executor<B> {
+    fn run(
+        &self,
+        plan: &ExecutionPlan,
+        request: Request<'_>,
+        policy: &dyn Policy,
+        output: &mut Output,
+    ) -> Result<()> {
         let Request { images, batch, .. } = request;
         let image = self.network.image;
         let channels = self.spec.input.channels;
@@ -161,8 +215,8 @@ impl<B: Backend> Runnable for Executor<B> {
         let inference = |queue: &mut B::Queue<'_>| {
             for first in (0..batch).step_by(at_once) {
                 let samples = first..batch.min(first + at_once);
-                let (network, plan) = (&self.network, &self.plan);
-                let program = Program::<B> { network, plan, rule, request, samples };
+                let keep = std::ptr::eq(plan, &self.plan);
+                let program = Program::<B> { network: &self.network, plan, keep, rule, request, samples };
                 program.decide(queue, results)?;
                 let images = program.images();
                 B::play(queue, program.key(), images, |queue, images| {
@@ -194,6 +248,8 @@ impl<B: Backend> Executor<B> {
 struct Program<'a, B: Backend> {
     network: &'a Network<B>,
     plan: &'a ExecutionPlan,
+    /// Whether the plan is always the same.
+    keep: bool,
     rule: Rule<'a>,
     request: Request<'a>,
     samples: Range<usize>,
@@ -232,7 +288,7 @@ impl<B: Backend> Program<'_, B> {
         &self.request.images[self.samples.start * values..self.samples.end * values]
     }
 
-    /// Everything that [`issue`](Self::issue) depends on; `None` when it reads the clock.
+    /// Everything that [`issue`](Self::issue) depends on; `None` when it reads the clock or the plan is a passing one.
     fn key(&self) -> Option<u64> {
         let (given, at_least) = match self.rule {
             Rule::Given(_) => (1, 0),
@@ -240,7 +296,8 @@ impl<B: Backend> Program<'_, B> {
         };
         let flags = u64::from(self.request.features) << 1 | given;
         // Batches fit 30 bits: pixels of a batch are counted in 32, and maps of fewer than 4 have no room for a block.
-        (!self.request.timed).then_some((self.samples.len() as u64) << 34 | flags << 32 | u64::from(at_least))
+        (self.keep && !self.request.timed)
+            .then_some((self.samples.len() as u64) << 34 | flags << 32 | u64::from(at_least))
     }
 
     /// Issues every operation, from the image to the logits.
@@ -386,7 +443,7 @@ impl Output {
         self.logits.clear();
         self.logits.resize(batch * network.classifier.c_out, 0.0);
         self.trace.batch = batch;
-        (self.trace.stem_ns, self.trace.head_ns) = (0, 0);
+        (self.trace.stem_ns, self.trace.head_ns, self.trace.watch) = (0, 0, None);
         self.trace.blocks.clear();
         self.trace.blocks.resize(network.blocks.len(), BlockTrace::default());
         let classifier = network.classifier.c_in * network.classifier.c_out;

@@ -20,6 +20,21 @@ pub struct Trace {
     pub stem_ns: u64,
     /// See [`stem_ns`](Self::stem_ns).
     pub head_ns: u64,
+    /// What watching over the plan found; `None` where the plan expects no times.
+    pub watch: Option<Watch>,
+}
+
+/// Expected against observed times of a plan, up to this inference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Watch {
+    /// What the plan expects of this inference, with what was active; nanoseconds.
+    pub expected_ns: f64,
+    /// Observed ÷ expected, lately: of the machine as a whole.
+    pub drift: f64,
+    /// The machine is not as it was calibrated: another clock, fewer cores, somebody else at work.
+    pub drifted: bool,
+    /// Blocks that run dense because gathering turned out slower.
+    pub dense_blocks: usize,
 }
 
 /// Record of one block.
@@ -56,6 +71,11 @@ pub struct Count {
 }
 
 impl BlockTrace {
+    /// Sum of the recorded times, nanoseconds.
+    pub fn total_ns(&self) -> u64 {
+        self.gate_ns + self.compact_ns + self.compute_ns
+    }
+
     /// Adds what further samples took.
     pub(super) fn add(&mut self, other: &BlockTrace) {
         self.patches.add(other.patches);
@@ -93,9 +113,16 @@ impl Trace {
         self.stem_macs + self.head_macs + self.blocks.iter().map(|block| block.dense_macs).sum::<u64>()
     }
 
+    /// As if nobody had looked at the clock.
+    pub(super) fn forget_times(&mut self) {
+        (self.stem_ns, self.head_ns) = (0, 0);
+        for block in &mut self.blocks {
+            (block.gate_ns, block.compact_ns, block.compute_ns) = (0, 0, 0);
+        }
+    }
+
     /// Sum of the recorded times, nanoseconds.
     pub fn total_ns(&self) -> u64 {
-        let block = |block: &BlockTrace| block.gate_ns + block.compact_ns + block.compute_ns;
-        self.stem_ns + self.head_ns + self.blocks.iter().map(block).sum::<u64>()
+        self.stem_ns + self.head_ns + self.blocks.iter().map(BlockTrace::total_ns).sum::<u64>()
     }
 }

@@ -1,7 +1,19 @@
 //! What the executor does with a block, decided before it runs.
 
+mod activity;
+mod densities;
+mod expected;
+mod lower;
+mod search;
+
+pub use activity::{Activity, ActivityTable};
+pub use densities::{Densities, Recorded, RecordedBlock};
+pub use expected::{Expected, Times};
+pub use lower::{CPU_MAP_BYTES, Call, Lowered, Setting, lower, lower_block, samples_at_once};
+pub use search::{Alternative, BlockDensity, Choice, network_ns, search};
+
 use anyhow::{Context, Result, ensure};
-use laud_models::NetSpec;
+use laud_models::{BlockSpec, NetSpec};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -11,6 +23,9 @@ use std::path::Path;
 pub struct ExecutionPlan {
     /// Network it was made for.
     pub network: String,
+    /// How long the rest is expected to take; `None`: nobody asked a predictor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Times>,
     /// One entry per block, in the order of execution.
     pub blocks: Vec<BlockPlan>,
 }
@@ -30,6 +45,9 @@ pub struct BlockPlan {
     pub granularity: usize,
     /// Density of patches, `0..=1`, from which on they run on every pixel: gathering no longer pays.
     pub dense_above: f32,
+    /// How long it is expected to take; `None`: nobody asked a predictor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
 }
 
 /// How rows get to a convolution.
@@ -58,13 +76,9 @@ impl ExecutionPlan {
 
     /// The same threshold for every block.
     pub fn with_threshold(spec: &NetSpec, dense_above: f32) -> Self {
-        let block = |block: &laud_models::BlockSpec| BlockPlan {
-            block: block.name.clone(),
-            route: Route::Implicit,
-            granularity: 1,
-            dense_above,
-        };
-        Self { network: spec.name.clone(), blocks: spec.blocks.iter().map(block).collect() }
+        let block = |block| BlockPlan { dense_above, ..BlockPlan::sparse(block) };
+        let blocks = spec.blocks.iter().map(block).collect();
+        Self { network: spec.name.clone(), expected: None, blocks }
     }
 
     /// Reads a plan from a JSON file.
@@ -98,6 +112,9 @@ impl ExecutionPlan {
                 plan.block,
                 plan.dense_above
             );
+            if let Some(expected) = &plan.expected {
+                expected.check().with_context(|| plan.block.clone())?;
+            }
             ensure!(
                 (1..=MAX_GRANULARITY).contains(&plan.granularity),
                 "{}: granularity {} is not in 1..={MAX_GRANULARITY}",
@@ -106,5 +123,13 @@ impl ExecutionPlan {
             );
         }
         Ok(())
+    }
+}
+
+impl BlockPlan {
+    /// Gathers as soon as anything is inactive.
+    pub fn sparse(block: &BlockSpec) -> Self {
+        let (route, granularity, dense_above) = (Route::Implicit, 1, 1.0);
+        Self { block: block.name.clone(), route, granularity, dense_above, expected: None }
     }
 }

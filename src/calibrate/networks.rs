@@ -1,0 +1,154 @@
+use super::time::median;
+use crate::exec::{Output, Request, Trace};
+use crate::gate::{Given, Pattern};
+use crate::plan::{Activity, CPU_MAP_BYTES, Call, ExecutionPlan, Lowered, Setting, lower};
+use crate::{Device, Element, RandomWeights, Session};
+use anyhow::Result;
+use laud_models::{NetConfig, NetSpec};
+use laud_predictor::learned::Model;
+use laud_predictor::profile::Correction;
+use laud_predictor::workload::DType;
+
+/// Whole networks that the sum over their calls is compared with, and the densities.
+const NETWORKS: [(&str, &[f64]); 4] = [
+    (
+        r#"{"arch": "resnet50", "dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]}"#,
+        &[0.2, 0.5, 0.8, 1.0],
+    ),
+    (r#"{"arch": "resnet50", "dyn_mode": "channel", "channel_granularity": 8}"#, &[0.3, 0.7]),
+    (
+        r#"{"arch": "regnet_y_400mf", "dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]}"#,
+        &[0.3, 0.6, 1.0],
+    ),
+    (r#"{"arch": "mobilenet_v2"}"#, &[1.0]),
+];
+const ROUNDS: usize = 9;
+const WARM_UP: usize = 2;
+
+/// Part of an inference: its calls and how long they took together.
+struct Part {
+    calls: Vec<Call>,
+    ns: f64,
+}
+
+/// Times blocks inside of networks and finds what the sum over their calls has to be corrected by.
+///
+/// # Errors
+/// When a network cannot be run.
+pub fn correct(
+    model: &Model,
+    (device, element, isa): (&Device, Element, &str),
+    threads: u32,
+) -> Result<Correction> {
+    let mut parts = Vec::new();
+    let dtype = match element {
+        Element::F32 | Element::Tf32 => DType::F32,
+        Element::F16 => DType::F16,
+        Element::Bf16 => DType::Bf16,
+    };
+    let l3_bytes = model.facts().l3_bytes;
+    let setting = Setting { batch: 1, dtype, threads, l3_bytes, map_bytes: CPU_MAP_BYTES };
+    for (config, densities) in NETWORKS {
+        let spec = NetConfig::from_json(config)?.build()?;
+        let session = Session::builder(spec.clone())
+            .device(device.clone())
+            .element(element)
+            .threads(threads as usize)
+            .isa(isa)
+            .build(&RandomWeights::new(&spec, 1))?;
+        for &density in densities {
+            parts.extend(measure(&session, &spec, density, &setting)?);
+        }
+    }
+    Ok(fit(model, &parts))
+}
+
+fn measure(session: &Session, spec: &NetSpec, density: f64, setting: &Setting) -> Result<Vec<Part>> {
+    let size = spec.input.size;
+    let images: Vec<f32> =
+        (0..spec.input.channels * size.h * size.w).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
+    let policy = Given::forced(spec, 1, density, Pattern::Clustered, 5)?;
+    let request = Request { images: &images, batch: 1, features: false, masks: true, timed: true };
+    let mut output = Output::default();
+    let mut traces: Vec<Trace> = Vec::new();
+    for round in 0..WARM_UP + ROUNDS {
+        session.infer_with(request, &policy, &mut output)?;
+        if round >= WARM_UP {
+            traces.push(output.trace.clone());
+        }
+    }
+    let activities = spec.blocks.iter().zip(&output.masks);
+    let activities =
+        activities.map(|(block, masks)| Activity::of(block, &masks.patches, &masks.channel_groups, 1));
+    let activities = activities.collect::<Result<Vec<_>>>()?;
+    let Lowered { stem, blocks, head } = lower(spec, &ExecutionPlan::sparse(spec), &activities, setting);
+    let time = |of: &dyn Fn(&Trace) -> u64| median(traces.iter().map(|trace| of(trace) as f64).collect());
+    let mut parts = vec![
+        Part { calls: stem, ns: time(&|trace| trace.stem_ns) },
+        Part { calls: head, ns: time(&|trace| trace.head_ns) },
+    ];
+    parts.extend(blocks.into_iter().enumerate().map(|(i, calls)| {
+        let ns = time(&|trace| trace.blocks[i].total_ns());
+        Part { calls, ns }
+    }));
+    Ok(parts)
+}
+
+/// Least squares of the relative error, weighted by time: what the parts of a network add up to is what counts.
+fn fit(model: &Model, parts: &[Part]) -> Correction {
+    // Weight 1 ÷ ns: squares of relative errors, times the part's share of the whole.
+    let (mut ss, mut sc, mut cc, mut sn, mut cn) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for Part { calls, ns } in parts.iter().filter(|part| part.ns > 0.0) {
+        let sum: f64 = calls.iter().map(|call| call.times * model.predict(&call.workload).ns).sum();
+        let count: f64 = calls.iter().map(|call| call.times).sum();
+        ss += sum * sum / ns;
+        sc += sum * count / ns;
+        cc += count * count / ns;
+        sn += sum;
+        cn += count;
+    }
+    let alone = Correction { scale: if ss > 0.0 { sn / ss } else { 1.0 }, ..Correction::default() };
+    let determinant = ss * cc - sc * sc;
+    if determinant <= 1e-9 * ss * cc {
+        return alone;
+    }
+    let (scale, per_call_ns) = ((sn * cc - cn * sc) / determinant, (cn * ss - sn * sc) / determinant);
+    match scale > 0.0 && per_call_ns >= 0.0 {
+        true => Correction { scale, per_call_ns, fixed_ns: 0.0 },
+        false => alone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use laud_kernels::Isa;
+    use laud_predictor::learned::FitOptions;
+    use laud_predictor::workload::{Op, Sample, Workload};
+
+    #[test]
+    fn the_correction_that_was_put_in_is_found() {
+        let workload = |c: u32| Workload::new(Op::GatherGemm, 14, 14, c, c);
+        let samples: Vec<Sample> = (1..40)
+            .map(|i| Sample {
+                workload: workload(8 * i),
+                median_ns: 1e3 * f64::from(i),
+                mad_ns: 0.0,
+                repeats: 9,
+            })
+            .collect();
+        let facts = super::super::device_facts(Isa::detect());
+        let model = Model::fit(&samples, &facts, &FitOptions::default()).unwrap();
+        let parts: Vec<Part> = (1..30)
+            .map(|i| {
+                let calls: Vec<Call> =
+                    (0..1 + i % 4).map(|j| Call { workload: workload(8 * (i + j)), times: 1.0 }).collect();
+                let sum: f64 = calls.iter().map(|call| model.predict(&call.workload).ns).sum();
+                Part { ns: 1.1 * sum + 300.0 * calls.len() as f64, calls }
+            })
+            .collect();
+        let found = fit(&model, &parts);
+        assert!((found.scale - 1.1).abs() < 1e-6 && (found.per_call_ns - 300.0).abs() < 1e-3, "{found:?}");
+        assert_eq!(fit(&model, &[]), Correction::default());
+    }
+}

@@ -1,0 +1,233 @@
+use crate::plan::{Activity, ActivityTable, ExecutionPlan, Setting, lower};
+use anyhow::Result;
+use laud_models::{NetConfig, NetSpec};
+use laud_predictor::workload::{Cache, Op, Route, Workload};
+
+/// Networks whose calls are measured, and the gates they are measured with.
+const NETWORKS: [(&str, &[&str]); 5] = [
+    ("resnet50", &["", SPATIAL_4421, SPATIAL_1, CHANNEL_8, CHANNEL_2]),
+    ("regnet_y_400mf", &["", SPATIAL_4421, SPATIAL_1, CHANNEL_8]),
+    ("regnet_y_800mf", &["", SPATIAL_4421, CHANNEL_8]),
+    ("mobilenet_v2", &[""]),
+    ("cifar_resnet20", &["", SPATIAL_421, CHANNEL_8]),
+];
+const SPATIAL_4421: &str = r#""dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]"#;
+const SPATIAL_421: &str = r#""dyn_mode": "spatial", "spatial_granularity": [4, 2, 1]"#;
+const SPATIAL_1: &str = r#""dyn_mode": "spatial", "spatial_granularity": 1"#;
+const CHANNEL_8: &str = r#""dyn_mode": "channel", "channel_granularity": 8"#;
+const CHANNEL_2: &str = r#""dyn_mode": "channel", "channel_granularity": 2"#;
+const DENSITIES: [f64; 5] = [0.15, 0.35, 0.5, 0.7, 0.9];
+
+/// The calls of the shipped networks at several densities, and `drawn` others, with weights in memory and in the caches.
+///
+/// # Errors
+/// None of the shipped networks.
+pub fn sweep(threads: &[u32], drawn: usize, seed: u64) -> Result<Vec<Workload>> {
+    let mut workloads = Vec::new();
+    let mut random = Random::new(seed);
+    for (network, gates) in NETWORKS {
+        for gates in gates {
+            let more = if gates.is_empty() { String::new() } else { format!(", {gates}") };
+            let config = format!(r#"{{"arch": "{network}"{more}}}"#);
+            let Ok(spec) = NetConfig::from_json(&config).and_then(|config| config.build()) else { continue };
+            let table = ActivityTable::new(&spec, &[1])?;
+            let densities = if gates.is_empty() { &[1.0][..] } else { &DENSITIES };
+            for &density in densities {
+                calls(&spec, &table, density, &mut workloads);
+            }
+        }
+    }
+    workloads.extend((0..drawn).map(|_| random.workload()));
+    let states = |w: &Workload| match w.op {
+        Op::GatherGemm | Op::Depthwise | Op::Linear | Op::SqueezeExcite => vec![Cache::Cold, Cache::Warm],
+        _ => vec![Cache::Warm],
+    };
+    let all = workloads.iter().filter(|w| timed(w.op)).flat_map(|w| {
+        states(w)
+            .into_iter()
+            .flat_map(move |cache| threads.iter().map(move |&threads| Workload { cache, threads, ..*w }))
+    });
+    Ok(all.collect())
+}
+
+fn timed(op: Op) -> bool {
+    !matches!(op, Op::Overhead | Op::ToNchw)
+}
+
+/// The calls of one network with all gates at one density.
+fn calls(spec: &NetSpec, table: &ActivityTable, density: f64, workloads: &mut Vec<Workload>) {
+    let activities: Vec<Activity> = (0..spec.blocks.len())
+        .map(|i| {
+            let gate = &spec.blocks[i].gate;
+            let of = |gated: bool| if gated { density } else { 1.0 };
+            table.at(i, 1, of(gate.spatial.is_some()), of(gate.channel.is_some()))
+        })
+        .collect();
+    let lowered = lower(spec, &ExecutionPlan::sparse(spec), &activities, &Setting::cpu(1));
+    workloads.extend(lowered.calls().map(|call| call.workload));
+}
+
+/// Drawn numbers: Sebastiano Vigna's splitmix64.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `0..1`.
+    fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Log-uniform in `low..=high`.
+    fn log(&mut self, low: f64, high: f64) -> f64 {
+        low * (high / low).powf(self.uniform())
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.next() as usize % of.len()]
+    }
+
+    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
+        for i in (1..list.len()).rev() {
+            list.swap(i, self.next() as usize % (i + 1));
+        }
+    }
+
+    /// Channels: a multiple of 8, rarely of 2.
+    fn channels(&mut self, low: f64, high: f64) -> u32 {
+        let step = if self.uniform() < 0.9 { 8.0 } else { 2.0 };
+        ((self.log(low, high) / step).round().max(1.0) * step) as u32
+    }
+
+    /// A kernel call of sizes that networks have, log-uniform.
+    fn workload(&mut self) -> Workload {
+        let op = match self.uniform() {
+            u if u < 0.66 => Op::GatherGemm,
+            u if u < 0.80 => Op::Depthwise,
+            u if u < 0.85 => Op::SqueezeExcite,
+            u if u < 0.90 => Op::MeanPool,
+            u if u < 0.95 => Op::PatchGate,
+            u if u < 0.97 => Op::Linear,
+            u if u < 0.99 => Op::Compact,
+            _ => Op::PadChannels,
+        };
+        loop {
+            let workload = self.of(op);
+            let values = |h: u32, c: u32| u64::from(workload.batch) * u64::from(h * h) * u64::from(c);
+            let largest = values(workload.in_h, workload.c_in).max(values(workload.out_h, workload.c_out));
+            // No longer than a few milliseconds each, and no maps that a network would run in parts.
+            if workload.macs() < 3e8 && largest < 2 << 20 && workload.check().is_ok() {
+                return workload;
+            }
+        }
+    }
+
+    fn of(&mut self, op: Op) -> Workload {
+        let side = self.log(4.0, 64.0).round() as u32;
+        let (c_in, c_out) = (self.channels(16.0, 2048.0), self.channels(16.0, 2048.0));
+        let mut w = Workload::new(op, side, side, c_in, c_out);
+        w.batch = if side <= 16 && self.uniform() < 0.3 { self.log(2.0, 16.0).round() as u32 } else { 1 };
+        match op {
+            Op::GatherGemm => {
+                w.kernel = self.pick(&[1, 1, 1, 3, 3]);
+                w.stride = self.pick(&[1, 1, 1, 2]);
+                w.residual = w.stride == 1 && self.uniform() < 0.3;
+                if w.kernel == 3 && self.uniform() < 0.35 {
+                    w.c_out = w.c_in;
+                    w.groups = w.c_in / self.pick(&[8, 16, 24, 32]);
+                }
+            }
+            Op::Depthwise => {
+                (w.kernel, w.stride) = (3, self.pick(&[1, 1, 2]));
+                (w.c_out, w.groups) = (w.c_in, w.c_in);
+            }
+            Op::SqueezeExcite => w.c_out = self.log(8.0, f64::from(c_in / 2).max(9.0)).round() as u32,
+            Op::MeanPool => w.c_out = w.c_in,
+            Op::PatchGate => w.c_out = 1,
+            Op::Compact => {
+                (w.c_in, w.c_out) = (1, 1);
+                (w.kernel, w.stride) = (self.pick(&[1, 3]), self.pick(&[1, 1, 2]));
+            }
+            Op::Linear => {
+                (w.in_h, w.in_w, w.out_h, w.out_w) = (1, 1, 1, 1);
+            }
+            _ => {
+                w.stride = self.pick(&[1, 2]);
+                w.c_out = c_in * w.stride;
+            }
+        }
+        (w.in_h, w.in_w) = (w.out_h * w.stride, w.out_w * w.stride);
+        w.groups = w.groups.max(1);
+        (w.c_in_active, w.c_out_active) = (w.c_in.into(), w.c_out.into());
+        (w.rows, w.runs) = (w.batch * w.out_h * w.out_w, w.batch * w.out_h);
+        let listable = matches!(op, Op::GatherGemm | Op::Depthwise | Op::SqueezeExcite);
+        if listable && w.stride == 1 && self.uniform() < 0.35 {
+            self.list_channels(&mut w);
+        } else if op == Op::Compact || listable && self.uniform() < 0.65 {
+            self.list_rows(&mut w);
+        }
+        w
+    }
+
+    fn list_rows(&mut self, w: &mut Workload) {
+        w.route = Route::Implicit;
+        let pixels = f64::from(w.batch * w.out_h * w.out_w);
+        w.rows = (pixels * self.log(0.02, 0.98)).ceil() as u32;
+        let longest = f64::from(w.out_w);
+        let length = self.log(1.0, longest);
+        w.runs = ((f64::from(w.rows) / length).ceil() as u32).clamp(w.rows.div_ceil(w.out_w), w.rows);
+        if w.op == Op::GatherGemm && w.kernel == 1 && w.stride == 1 {
+            w.input_compact = self.uniform() < 0.3;
+        }
+        if w.op != Op::SqueezeExcite {
+            w.output_compact = !w.residual && self.uniform() < 0.3;
+        }
+    }
+
+    fn list_channels(&mut self, w: &mut Workload) {
+        w.group_size = self.pick(&[1, 2, 4, 8, 16]);
+        while !w.c_in.is_multiple_of(w.group_size) || !w.c_out.is_multiple_of(w.group_size) {
+            w.group_size /= 2;
+        }
+        let density = self.uniform().clamp(0.05, 0.98);
+        let active = |c: u32| (f64::from(c) * density).max(f64::from(w.group_size));
+        let (c_in, c_out) = (active(w.c_in), active(w.c_out));
+        let both = w.op == Op::Depthwise || w.groups > 1;
+        let which = if both { 2 } else { self.next() % 3 };
+        w.c_in_listed = w.op == Op::SqueezeExcite || which != 0;
+        w.c_out_listed = w.op != Op::SqueezeExcite && which != 1;
+        w.c_in_active = if w.c_in_listed { c_in } else { w.c_in_active };
+        w.c_out_active = if w.c_out_listed { c_out } else { w.c_out_active };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_can_be_and_the_same_seed_draws_the_same() {
+        let workloads = sweep(&[1, 2], 500, 3).unwrap();
+        assert!(workloads.len() > 3000, "{}", workloads.len());
+        for workload in &workloads {
+            workload.check().unwrap_or_else(|error| panic!("{workload}: {error}"));
+        }
+        assert_eq!(workloads, sweep(&[1, 2], 500, 3).unwrap());
+        for op in [Op::GatherGemm, Op::Depthwise, Op::SqueezeExcite, Op::MeanPool, Op::PatchGate, Op::Linear]
+        {
+            assert!(workloads.iter().any(|workload| workload.op == op), "{op}");
+        }
+        let listed = |w: &&Workload| w.c_in_listed && w.c_out_listed;
+        assert!(workloads.iter().filter(listed).count() > 50);
+    }
+}

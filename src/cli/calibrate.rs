@@ -1,0 +1,203 @@
+//! `laud calibrate`: measure this device, so that latency on it can be predicted.
+
+use super::device::dtype;
+use super::output::{percent, save};
+use super::parse;
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use laud::calibrate::{Budget, Journal, Measured, Progress, correct, device_facts, measure, sweep, today};
+use laud::exec::Prober;
+use laud::kernels::{Isa, SOURCE_HASH};
+use laud::predictor::learned::FitOptions;
+use laud::predictor::measurements;
+use laud::predictor::profile::{Header, Profile, Validation};
+use laud::predictor::workload::Workload;
+use laud::{Device, Element, prober};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Measure the kernels on this device, for predictions and plans
+#[derive(Args)]
+pub(super) struct Calibrate {
+    /// What to measure: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Device,
+    /// Threads of an inference; one, or several for one profile [default: the cores at hand]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
+    /// What activations and weights are stored as: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    dtype: Element,
+    /// Instruction set: avx512, avx2, neon or portable [default: the widest]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse::duration)]
+    budget: Duration,
+    /// A minute and 60 measurements at most
+    #[arg(long, conflicts_with = "budget")]
+    quick: bool,
+    /// Seed of the shapes that are drawn beside those of the shipped networks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Profile to write; measurements come beside it as CSV
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// What `--quick` measures at most, and for how long.
+const QUICK: Budget = Budget { time: Duration::from_secs(50), measurements: 60 };
+/// Workloads that are drawn beside those of the shipped networks.
+const DRAWN: usize = 1500;
+
+impl Calibrate {
+    pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
+        let table = self.out.with_extension("csv");
+        ensure!(
+            table != self.out,
+            "--out {}: a profile is JSON; its measurements are the CSV",
+            self.out.display()
+        );
+        for file in [&self.out, &table] {
+            ensure!(
+                !file.exists(),
+                "{}: is there already and stays as it is; take another --out, or remove it first",
+                file.display()
+            );
+        }
+        if let Device::Cuda(number) = self.device {
+            bail!("--device cuda:{number}: only the CPU is calibrated so far; use cpu or auto");
+        }
+        let isa = self.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::named)?;
+        let facts = device_facts(isa);
+        let mut threads: Vec<u32> = self.threads.iter().copied().map(u32::from).collect();
+        if threads.is_empty() {
+            threads.push(facts.cores);
+        }
+        threads.sort_unstable();
+        threads.dedup();
+        let probers = threads.iter().map(|&n| Ok((n, prober(&self.device, self.dtype, n as usize, isa)?)));
+        let mut probers: Vec<(u32, Box<dyn Prober>)> = probers.collect::<Result<_>>()?;
+        let dtype = dtype(self.dtype);
+        let mut candidates = sweep(&threads, DRAWN, self.seed)?;
+        candidates.iter_mut().for_each(|workload| workload.dtype = dtype);
+        let budget = match self.quick {
+            true => QUICK,
+            false => Budget { time: self.budget, measurements: usize::MAX },
+        };
+        // Measurements of other kernels are another journal's.
+        let mut journal = Journal::open(&self.out.with_extension(format!("{SOURCE_HASH}.partial.csv")))?;
+        let bar = bar();
+        let start = Instant::now();
+        let measured = measure(
+            &mut probers,
+            candidates,
+            (&facts, self.seed),
+            budget,
+            &mut journal,
+            &mut || start.elapsed(),
+            &mut |progress| show(&bar, progress),
+        );
+        bar.finish_and_clear();
+        let measured = measured?;
+        let header = Header {
+            kernel_hash: SOURCE_HASH.to_owned(),
+            driver: operating_system(),
+            commit: commit(),
+            date: today(),
+            command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            measurements: measured.samples.len(),
+        };
+        let options = FitOptions { seed: self.seed, ..FitOptions::default() };
+        let kept = || format!("the measurements are kept in {}", journal.path().display());
+        let mut profile = Profile::fit(&measured.samples, &facts, header, &options).with_context(kept)?;
+        let most = threads.last().copied().unwrap_or(1);
+        profile.correction =
+            correct(&profile.model, (&self.device, self.dtype, isa.name()), most).with_context(kept)?;
+        save(&table, &measurements::write(&measured.samples))?;
+        save(&self.out, &profile.to_json())?;
+        journal.finish()?;
+        print(&self.out, &measured, &profile, start.elapsed(), out)
+    }
+}
+
+fn print(
+    file: &Path,
+    measured: &Measured,
+    profile: &Profile,
+    took: Duration,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let resumed = match measured.resumed {
+        0 => String::new(),
+        n => format!(", {n} of them before"),
+    };
+    writeln!(
+        out,
+        "{}: {} measurements in {:.1} s{resumed}",
+        file.display(),
+        measured.samples.len(),
+        took.as_secs_f64()
+    )?;
+    let mut reasons: BTreeMap<&str, (usize, &Workload)> = BTreeMap::new();
+    for (workload, why) in &measured.dropped {
+        reasons.entry(why).or_insert((0, workload)).0 += 1;
+    }
+    for (why, (count, first)) in reasons {
+        writeln!(out, "  {count} given up: {why}; such as {first}")?;
+    }
+    let Validation { held_out, mape, within_10_percent, coverage, repeatability } = profile.validation;
+    if held_out > 0 {
+        writeln!(
+            out,
+            "  of {held_out} held out: error {}, within ±10 % {}, inside the interval {}; repeatability {}",
+            percent(mape),
+            percent(within_10_percent),
+            percent(coverage),
+            percent(repeatability)
+        )?;
+    }
+    Ok(())
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr());
+    let style = "{bar:40} {percent} %  {msg}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Resolution of the bar.
+const STEPS: u64 = 1000;
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_position((STEPS as f64 * progress.used) as u64);
+    let dropped = match progress.dropped {
+        0 => String::new(),
+        n => format!(", {n} given up"),
+    };
+    bar.set_message(format!("{} measured{dropped}", progress.measured));
+}
+
+fn operating_system() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{} {}", std::env::consts::OS, release.trim()).trim().to_owned()
+}
+
+/// Commit that the program is built at, as far as it lies in its repository.
+fn commit() -> String {
+    let text = || {
+        let program = std::env::current_exe().ok()?;
+        let mut git = std::process::Command::new("git");
+        git.arg("-C").arg(program.parent()?).args(["rev-parse", "--short=12", "HEAD"]);
+        let output = git.output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    text().unwrap_or_else(|| format!("version {}", env!("CARGO_PKG_VERSION")))
+}

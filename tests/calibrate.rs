@@ -1,0 +1,129 @@
+//! Measuring, resuming, profiles and plans, from outside. Nothing here depends on how long anything takes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cli::{command, fails, files_in, laud, prints};
+use laud::predictor::measurements;
+
+/// A profile of a moment's measurements.
+fn calibrated(folder: &Path) -> PathBuf {
+    let file = folder.join("here.json");
+    // As long as it takes to have enough on a slow machine.
+    for _ in 0..100 {
+        let line = format!("calibrate --threads 1 --budget 1s --out {}", file.display());
+        let output = laud(line.split_whitespace());
+        if output.status.success() {
+            return file;
+        }
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains("run again"), "{errors}");
+    }
+    panic!("no profile after 100 tries")
+}
+
+fn measured(csv: &Path) -> Vec<laud::predictor::workload::Sample> {
+    measurements::read(&fs::read_to_string(csv).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_measured_before_a_kill_is_in_the_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("here.json");
+    let line = format!("calibrate --threads 1 --budget 10m --out {}", file.display());
+    let mut child = command().args(line.split_whitespace()).spawn().unwrap();
+    let journal = || fs::read_dir(folder.path()).unwrap().next().map(|entry| entry.unwrap().path());
+    let lines = |path: &Path| fs::read_to_string(path).unwrap_or_default().lines().count();
+    let start = Instant::now();
+    while journal().is_none_or(|path| lines(&path) < 30) {
+        assert!(start.elapsed() < Duration::from_secs(300), "nothing is measured");
+        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let journal = journal().unwrap();
+    // As if it had been killed while it wrote.
+    let mut text = fs::read_to_string(&journal).unwrap();
+    text.truncate(text.rfind('\n').unwrap() + 1);
+    let before = measurements::read(&text).unwrap();
+    fs::write(&journal, text + "gather_gemm,f32,1,7,").unwrap();
+    let report = prints(&line.replace("10m", "500ms"));
+    assert!(report.contains(&format!("{} of them before", before.len())), "{report}");
+    let after = measured(&file.with_extension("csv"));
+    assert_eq!(after[..before.len()], before[..], "a measurement is lost");
+    assert_eq!(files_in(folder.path()), ["here.csv", "here.json"]);
+}
+
+#[test]
+fn a_profile_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("here.json");
+    fs::write(&file, "mine").unwrap();
+    let line = format!("calibrate --budget 1s --out {}", file.display());
+    fails(&line, &["here.json", "stays as it is"]);
+    fs::rename(&file, folder.path().join("here.csv")).unwrap();
+    fails(&line, &["here.csv", "stays as it is"]);
+    assert_eq!(fs::read_to_string(folder.path().join("here.csv")).unwrap(), "mine");
+}
+
+#[test]
+fn a_calibration_that_cannot_be_is_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fails(&format!("calibrate --budget 1s --out {}", at("no/such/folder.json")), &["cannot write"]);
+    fails(&format!("calibrate --budget 1s --out {}", at("x.csv")), &["JSON"]);
+    fails(&format!("calibrate --device cuda:0 --budget 1s --out {}", at("x.json")), &["cuda:0"]);
+    fails(&format!("calibrate --isa sse9 --budget 1s --out {}", at("x.json")), &["sse9"]);
+    fails(&format!("calibrate --threads 1 --budget 1ms --out {}", at("x.json")), &["--budget", "kept"]);
+    let zero = laud(["calibrate", "--budget", "0s", "--out", &at("x.json")]);
+    assert_eq!(zero.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&zero.stderr).contains("above 0"));
+    assert!(!folder.path().join("x.json").exists());
+}
+
+#[test]
+fn profiles_are_shown_compared_and_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = calibrated(folder.path());
+    let show = prints(&format!("profile show {}", file.display()));
+    assert!(show.contains("those of this program") && show.contains("gather_gemm"), "{show}");
+    let diff = prints(&format!("profile diff {0} {0}", file.display()));
+    assert!(diff.contains("1.000"), "{diff}");
+    let both = folder.path().join("both.json");
+    let merge = prints(&format!("profile merge {0} {0} --out {1}", file.display(), both.display()));
+    let count = measured(&file.with_extension("csv")).len();
+    assert!(merge.contains(&format!("{} measurements of 2 profiles", 2 * count)), "{merge}");
+    fails(&format!("profile merge {0} {0} --out {1}", file.display(), both.display()), &["stays as it is"]);
+}
+
+#[test]
+fn damaged_and_foreign_profiles_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = calibrated(folder.path());
+    let text = fs::read_to_string(&file).unwrap();
+    let other = folder.path().join("other.json");
+    let plan = format!(
+        "plan --model cifar_resnet20 --mode spatial --granularity 2 --density 0.5 --profile {}",
+        other.display()
+    );
+    fails(&plan, &["other.json", "cannot read"]);
+    fs::write(&other, &text[..text.len() / 2]).unwrap();
+    fails(&plan, &["other.json"]);
+    fs::write(&other, text.replace(laud::kernels::SOURCE_HASH, "0123456789abcdef")).unwrap();
+    fails(&plan, &["other.json", "0123456789abcdef", "calibrate again"]);
+    fs::write(&other, text.replace("\"version\": ", "\"version\": 9")).unwrap();
+    fails(&plan, &["other.json", "version"]);
+    let csv = file.with_extension("csv");
+    let table = fs::read_to_string(&csv).unwrap();
+    let line = table.lines().nth(1).unwrap();
+    let cells: Vec<&str> = line.split(',').collect();
+    for bad in ["NaN", "-3", "inf"] {
+        let mut cells = cells.clone();
+        let at = measurements::COLUMNS.iter().position(|column| *column == "median_ns").unwrap();
+        cells[at] = bad;
+        fs::write(&csv, table.replace(line, &cells.join(","))).unwrap();
+        fails(&format!("profile diff {0} {0}", file.display()), &["line 2", "median_ns"]);
+    }
+}
