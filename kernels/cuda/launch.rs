@@ -19,7 +19,7 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a thread block, along x.
     pub threads: u32,
-    /// Bytes of dynamic shared memory.
+    /// Bytes of dynamic shared memory. A kernel has to be allowed more than 48 KiB before it is launched with it.
     pub shared: u32,
 }
 
