@@ -10,9 +10,7 @@ use std::ops::Range;
 
 /// Rows whose pointers are set up together; their input stays in the second-level cache while panels pass by.
 const BLOCK_ROWS: usize = 144;
-/// The same where every block packs its panels anew, which more rows must pay for.
-const PACKED_BLOCK_ROWS: usize = 448;
-/// Up to this many rows active columns are gathered while multiplying, above it is better to pack them first.
+/// With some columns active, up to this many rows are one block: their inputs are few, the columns come from far.
 const FEW_ROWS: usize = 250;
 /// Weights up to this size stay in the second-level cache next to a block of rows.
 const RESIDENT_BYTES: usize = 320 << 10;
@@ -77,7 +75,7 @@ impl<E: Element> Scratch<E> {
             Ok(())
         };
         grow(&mut self.zeros, g.c_in.max(g.kernel * g.c_in * usize::from(filter.folded)) + SLACK, "padding")?;
-        let rows = if channels { PACKED_BLOCK_ROWS } else { BLOCK_ROWS } + filter.max_rows;
+        let rows = if channels { FEW_ROWS } else { BLOCK_ROWS } + filter.max_rows;
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         if self.sums.len() < rows * filter.panel_width {
@@ -192,7 +190,7 @@ fn job<'a, E: Element>(
         return Job { rows, c_in, c_out, tiles: 0, blocks: 0, columns: 0, parts: 0 };
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
-    let block_rows = if c_out.is_some() { PACKED_BLOCK_ROWS } else { BLOCK_ROWS };
+    let block_rows = if c_out.is_some() && rows.len() <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS };
     let tiles = rows.len().div_ceil(filter.max_rows);
     let blocks = rows.len().div_ceil(block_rows);
     let bytes = filter.bytes() / filter.panels.len() * columns;
@@ -235,7 +233,7 @@ fn run_chunk<E: Element>(
     }
     reduce(filter, job, folded, scratch);
     for column in columns.clone() {
-        let Some(panel) = prepare(isa, filter, job, (column, block.len()), scratch) else { continue };
+        let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
         // Most often the next chunk is this thread's too.
         let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
@@ -363,13 +361,13 @@ fn in_units<E: Element>(filter: &Filter<E>, list: &[u32]) -> bool {
         })
 }
 
-/// Readies what the `column`-th panel stands for, for `rows` rows. All its columns active: it is used as it was packed
-/// at load. Some active: with few rows they are gathered while multiplying, with many they are packed first.
+/// Readies what the `column`-th panel stands for. All its columns active: it is used as it was packed at load. Some
+/// active: they are gathered while multiplying where they come in units, otherwise packed first.
 fn prepare<E: Element>(
     isa: Isa,
     filter: &Filter<E>,
     job: &Job<'_>,
-    (column, rows): (usize, usize),
+    column: usize,
     scratch: &mut Scratch<E>,
 ) -> Option<Ready<E>> {
     let g = filter.geometry();
@@ -412,7 +410,6 @@ fn prepare<E: Element>(
     });
     let (c_out, columns) = (out_span.start, out_span.len());
     if g.groups == 1
-        && rows <= FEW_ROWS
         && filter.lanes >= UNIT
         && columns.is_multiple_of(filter.lanes)
         && in_units(filter, channels)
