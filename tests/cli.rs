@@ -531,3 +531,17 @@ fn outputs_that_cannot_be_written_are_errors_and_leave_nothing() {
     }
     fails(&format!("run {} --density 0.5 --masks {}/kept", photo(), taken.display()), &["kept"]);
 }
+
+#[test]
+fn predictor_evaluates_itself_on_measurements_of_others() {
+    let data = "--dataset predictor/tests/data/gpu_conv";
+    let report = prints_json(&format!("predictor evaluate {data} --leave-out v100 --shots 10 --json"));
+    assert_eq!((report["gpu"].as_str(), report["used"].as_u64()), (Some("v100"), Some(10)));
+    let error = report["mape_percent"].as_f64().unwrap();
+    assert!((1.0..25.0).contains(&error), "{error}");
+    let table = prints(&format!("predictor evaluate {data} --gpu t4 --train-samples 150"));
+    assert!(table.contains("t4") && !table.contains("v100"), "{table}");
+    fails(&format!("predictor evaluate {data} --leave-out h100"), &["--leave-out", "h100", "p100, t4, v100"]);
+    fails("predictor evaluate --dataset tests/fixtures", &["tests/fixtures", "conv_<gpu>.csv"]);
+    fails("predictor check --measurements nowhere.csv --profile x.json", &["nowhere.csv", "cannot read"]);
+}

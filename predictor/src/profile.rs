@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::learned::{FitOptions, Model, Prediction, nnls};
-use crate::random::Random;
+use crate::learned::{FitOptions, Model, Outside, Prediction, nnls, predict_held_out};
 use crate::workload::{Sample, Workload};
 use crate::{DeviceFacts, Error, Result};
 
@@ -78,8 +77,8 @@ impl Default for Correction {
 }
 
 impl Profile {
-    /// Fits a model to all measurements; how well it does is found out by fitting to four fifths of them and predicting
-    /// the others.
+    /// Fits a model to all measurements; how well it does is found out with shapes held out
+    /// ([`predict_held_out`]), where there are enough.
     ///
     /// # Errors
     /// As [`Model::fit`].
@@ -91,12 +90,9 @@ impl Profile {
     ) -> Result<Self> {
         let model = Model::fit(samples, facts, options)?;
         let header = Header { measurements: samples.len(), ..header };
-        let order = Random::new(options.seed).permutation(samples.len());
-        let (held_out, used) = order.split_at(samples.len() / 5);
-        let pick = |of: &[usize]| of.iter().map(|&i| samples[i]).collect::<Vec<_>>();
-        let validation = match held_out.is_empty() {
-            true => Validation::default(),
-            false => Validation::of(&Model::fit(&pick(used), facts, options)?, &pick(held_out)),
+        let validation = match predict_held_out(samples, facts, options) {
+            Ok(predictions) => Validation::of(samples, &predictions),
+            Err(_) => Validation::default(),
         };
         Ok(Self { version: VERSION, header, validation, correction: Correction::default(), model })
     }
@@ -185,19 +181,24 @@ impl Profile {
 }
 
 impl Validation {
-    /// How well a model does on measurements.
-    pub fn of(model: &Model, samples: &[Sample]) -> Self {
-        let n = samples.len().max(1) as f64;
+    /// How far predictions are from the measurements they are about. A kernel that was not measured at all counts as not
+    /// predicted.
+    pub fn of(samples: &[Sample], predictions: &[Prediction]) -> Self {
+        let known = || {
+            let pairs = samples.iter().zip(predictions);
+            pairs.filter(|(_, prediction)| !matches!(prediction.outside, Some(Outside::Op(_))))
+        };
+        let held_out = known().count();
+        let n = held_out.max(1) as f64;
         let (mut mape, mut within, mut inside, mut repeatability) = (0.0, 0.0, 0.0, 0.0);
-        for sample in samples {
-            let Prediction { ns, low_ns, high_ns, .. } = model.predict(&sample.workload);
+        for (sample, &Prediction { ns, low_ns, high_ns, .. }) in known() {
             let off = (ns / sample.median_ns - 1.0).abs();
             mape += off / n;
             within += f64::from(u8::from(off <= 0.1)) / n;
             inside += f64::from(u8::from((low_ns..=high_ns).contains(&sample.median_ns))) / n;
             repeatability += sample.mad_ns / sample.median_ns / n;
         }
-        Self { held_out: samples.len(), mape, within_10_percent: within, coverage: inside, repeatability }
+        Self { held_out, mape, within_10_percent: within, coverage: inside, repeatability }
     }
 }
 
@@ -219,6 +220,7 @@ impl Correction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
     use crate::workload::Op;
     use crate::{DeviceFacts, DeviceKind};
 
@@ -272,7 +274,7 @@ mod tests {
     fn a_profile_validates_itself_and_is_read_back() {
         let profile = profile();
         let Validation { held_out, mape, coverage, .. } = profile.validation;
-        assert_eq!((held_out, profile.header.measurements, profile.model.samples()), (60, 300, 300));
+        assert_eq!((held_out, profile.header.measurements, profile.model.samples()), (300, 300, 300));
         assert!(mape < 0.05 && coverage > 0.75, "{:?}", profile.validation);
         assert_eq!(Profile::from_json(&profile.to_json(), Some("abc")).unwrap(), profile);
         assert_eq!(Profile::from_json(&profile.to_json(), None).unwrap(), profile);

@@ -1,9 +1,14 @@
 //! `laud predictor`: how well does the predictor do on measurements that it was not fitted to?
 
-use super::output::{Table, json};
+use super::output::{Table, json, percent, save};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
+use laud::report::charts;
 use laud_predictor::dataset::{Evaluation, Gpu, Shots, leave_out, same_device};
+use laud_predictor::learned::{FitOptions, Model, Prediction, predict_held_out};
+use laud_predictor::measurements;
+use laud_predictor::profile::{Profile, Validation};
+use laud_predictor::workload::{Op, Sample};
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -19,6 +24,39 @@ pub(super) struct Predictor {
 #[derive(Subcommand)]
 enum Command {
     Evaluate(Evaluate),
+    Check(Check),
+}
+
+/// Predict calls of the kernels that were measured on this or another device, and report the error
+///
+/// Every measurement is predicted by a model that has seen no measurement of its shape, unless --as-is asks for the
+/// profile's own.
+#[derive(Args)]
+struct Check {
+    /// Measurements, as `laud calibrate` writes them
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',', required = true)]
+    measurements: Vec<PathBuf>,
+    /// Profile that says what device it was
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// Predict with the profile as it is
+    #[arg(long)]
+    as_is: bool,
+    /// Predict from the profile, adapted with this many of the measurements, the others
+    #[arg(long, value_name = "N", conflicts_with = "as_is")]
+    shots: Option<usize>,
+    /// Draws what is held out
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// Write predicted-vs-measured.svg and error-vs-density.svg into this folder
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    /// Report of `laud plan --verify --json`, whose regrets become regret.svg
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',', requires = "charts")]
+    verified: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Predict convolutions that were measured on GPUs, and report the error
@@ -60,8 +98,120 @@ impl Predictor {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
         match self.command {
             Command::Evaluate(evaluate) => evaluate.run(out),
+            Command::Check(check) => check.run(out),
         }
     }
+}
+
+impl Check {
+    fn run(self, out: &mut dyn Write) -> Result<()> {
+        let mut samples = Vec::new();
+        for path in &self.measurements {
+            let read = measurements::read(&text(path)?).with_context(|| path.display().to_string())?;
+            samples.extend(read);
+        }
+        let profile = Profile::from_json(&text(&self.profile)?, None)
+            .with_context(|| format!("--profile {}", self.profile.display()))?;
+        let facts = profile.model.facts();
+        let options = FitOptions { seed: self.seed, ..FitOptions::default() };
+        let by = |model: &Model, samples: &[Sample]| {
+            samples.iter().map(|sample| model.predict(&sample.workload)).collect::<Vec<_>>()
+        };
+        let predictions = if let Some(shots) = self.shots {
+            let (shots, others) = draw(samples, shots, self.seed)?;
+            let model = profile.model.transfer(facts, &shots)?;
+            samples = others;
+            by(&model, &samples)
+        } else if self.as_is {
+            by(&profile.model, &samples)
+        } else {
+            predict_held_out(&samples, facts, &options)?
+        };
+        if let Some(folder) = &self.charts {
+            self.draw_charts(folder, &samples, &predictions)?;
+        }
+        let whole = Validation::of(&samples, &predictions);
+        let ops: Vec<(Op, Validation)> = Op::ALL
+            .into_iter()
+            .filter_map(|op| {
+                let of = samples.iter().zip(&predictions).filter(|(sample, _)| sample.workload.op == op);
+                let (samples, predictions): (Vec<Sample>, Vec<Prediction>) =
+                    of.map(|(sample, prediction)| (*sample, *prediction)).unzip();
+                (!samples.is_empty()).then(|| (op, Validation::of(&samples, &predictions)))
+            })
+            .collect();
+        if self.json {
+            let ops: serde_json::Map<_, _> = ops
+                .iter()
+                .map(|(op, validation)| Ok((op.name().to_owned(), serde_json::to_value(validation)?)))
+                .collect::<Result<_>>()?;
+            let mut report = json!({
+                "mape_percent": 100.0 * whole.mape,
+                "within_10_percent": 100.0 * whole.within_10_percent,
+            });
+            report["all"] = serde_json::to_value(whole)?;
+            report["ops"] = ops.into();
+            return json(out, &report);
+        }
+        let mut table =
+            Table::new(["kernel", "predicted", "error", "±10 %", "in the interval", "repeats differ by"])
+                .left(1);
+        let all = ops.iter().map(|(op, validation)| (op.name(), validation));
+        for (name, validation) in all.chain([("all", &whole)]) {
+            table.row([
+                name.to_owned(),
+                validation.held_out.to_string(),
+                percent(validation.mape),
+                percent(validation.within_10_percent),
+                percent(validation.coverage),
+                percent(validation.repeatability),
+            ]);
+        }
+        table.print(out)
+    }
+
+    fn draw_charts(&self, folder: &Path, samples: &[Sample], predictions: &[Prediction]) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("--charts {}", folder.display()))?;
+        let measured = charts::predicted_vs_measured(samples, predictions)?;
+        save(&folder.join("predicted-vs-measured.svg"), &measured)?;
+        save(&folder.join("error-vs-density.svg"), &charts::error_vs_density(samples, predictions)?)?;
+        let mut regrets = Vec::new();
+        for path in &self.verified {
+            #[derive(serde::Deserialize)]
+            struct Report {
+                blocks: Vec<Block>,
+            }
+            #[derive(serde::Deserialize)]
+            struct Block {
+                regret: f64,
+            }
+            let report: Report = serde_json::from_str(&text(path)?)
+                .with_context(|| format!("{}: not a report of plan --verify", path.display()))?;
+            regrets.extend(report.blocks.into_iter().map(|block| block.regret));
+        }
+        if !self.verified.is_empty() {
+            save(&folder.join("regret.svg"), &charts::regret_histogram(&regrets)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// `shots` samples that a seed draws, and the others.
+fn draw(mut samples: Vec<Sample>, shots: usize, seed: u64) -> Result<(Vec<Sample>, Vec<Sample>)> {
+    ensure!(shots < samples.len(), "--shots {shots}: there are {} measurements", samples.len());
+    let mut state = seed;
+    for i in 0..shots {
+        // Knuth's multiplicative generator does for drawing a few.
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let at = i + (state >> 33) as usize % (samples.len() - i);
+        samples.swap(i, at);
+    }
+    let others = samples.split_off(shots);
+    Ok((samples, others))
+}
+
+fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))
 }
 
 impl Evaluate {

@@ -1,5 +1,6 @@
 //! What a network decided and how long it took, for people: pictures and trace files.
 
+pub mod charts;
 pub mod overlay;
 pub mod sheet;
 mod text;

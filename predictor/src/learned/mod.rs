@@ -4,11 +4,14 @@
 //! the time is made of, and whether the question lies outside of what was measured.
 
 pub(crate) mod boost;
+mod held_out;
 pub(crate) mod nnls;
 pub(crate) mod regression;
 pub(crate) mod scales;
 mod terms;
 mod transfer;
+
+pub use held_out::predict_held_out;
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
