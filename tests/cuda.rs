@@ -12,6 +12,8 @@ use laud_models::NetSpec;
 
 use crate::compare::{assert_close, distance};
 use crate::execute::{Found, recorded, run, session};
+use crate::executor_fixtures::assert_official;
+use crate::fixtures::{Fixture, NAMES};
 use crate::networks::NAMED;
 use crate::oracle::{FLOOR, RELATIVE};
 use crate::oracle_cases::net;
@@ -109,6 +111,21 @@ fn named_networks_agree_with_the_cpu() {
 #[test]
 fn further_named_networks_agree_with_the_cpu() {
     check_named(1);
+}
+
+#[test]
+fn official_results_are_reproduced() {
+    for name in NAMES {
+        let fixture = Fixture::load(name);
+        let on = |element| {
+            let device = Arc::new(device());
+            session(&fixture.spec, &fixture.weights, |builder| builder.element(element).cuda(device))
+        };
+        assert_official(name, &fixture, &on(Element::F32));
+        let given = recorded(&fixture.spec, &fixture.masks);
+        let apart = distance(&run(&on(Element::F16), &fixture.input, Some(&given)).logits, &fixture.logits);
+        assert!(apart <= RELATIVE_F16, "{name} in f16: {apart} off");
+    }
 }
 
 /// Every kind of gate in few kernels.

@@ -34,7 +34,7 @@ fn an_official_checkpoint_runs() {
     assert_official("checkpoint", &fixture, &session);
 }
 
-fn assert_official(what: &str, fixture: &Fixture, session: &Session) {
+pub(crate) fn assert_official(what: &str, fixture: &Fixture, session: &Session) {
     let given = recorded(&fixture.spec, &fixture.masks);
     for found in [run(session, &fixture.input, None), run(session, &fixture.input, Some(&given))] {
         for (block, (found, official)) in
