@@ -1,0 +1,63 @@
+use super::*;
+use crate::testing::{Random, worst};
+use crate::{Extent, Isa};
+
+fn geometry(output: (usize, usize), c_in: usize, c_out: usize, kernel: usize, stride: usize) -> ConvGeometry {
+    let side = |n: usize| (n - 1) * stride + kernel;
+    ConvGeometry {
+        input: Extent { h: side(output.0), w: side(output.1) + 1 },
+        output: Extent { h: output.0, w: output.1 },
+        c_in,
+        c_out,
+        kernel,
+        stride,
+        pad_top: 0,
+        pad_left: 0,
+        groups: 1,
+    }
+}
+
+#[test]
+fn equals_the_definition_on_every_instruction_set() {
+    let cases = [
+        geometry((1, 1), 1, 1, 1, 1),
+        geometry((5, 4), 3, 16, 3, 1),
+        geometry((8, 8), 16, 16, 3, 1),
+        geometry((4, 4), 16, 32, 3, 2),
+        geometry((3, 5), 32, 33, 3, 1),
+        geometry((2, 2), 64, 64, 3, 1),
+        geometry((4, 3), 20, 40, 1, 2),
+        geometry((3, 3), 7, 5, 5, 1),
+    ];
+    for (seed, geometry) in cases.into_iter().enumerate() {
+        let mut random = Random(seed as u64);
+        let input = random.values(geometry.input.pixels() * geometry.c_in);
+        let grad = random.values(geometry.output.pixels() * geometry.c_out);
+        let start = random.values(geometry.weights());
+        let mut want = start.clone();
+        reference(&mut FilterGrad { geometry, input: &input, grad: &grad, sum: &mut want });
+        for isa in Isa::available() {
+            let mut got = start.clone();
+            run(isa, FilterGrad { geometry, input: &input, grad: &grad, sum: &mut got }).unwrap();
+            assert!(worst(&got, &want, 1.0) < 1e-5, "{} on {geometry}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_that_names_it() {
+    let fine = geometry((4, 4), 2, 3, 3, 1);
+    let message = |geometry: ConvGeometry, input: usize, grad: usize, sum: usize| {
+        let (input, grad, mut sum) = (vec![0.0; input], vec![0.0; grad], vec![0.0; sum]);
+        let call = FilterGrad { geometry, input: &input, grad: &grad, sum: &mut sum };
+        run(Isa::detect(), call).unwrap_err().to_string()
+    };
+    let (input, grad, sum) = (fine.input.pixels() * 2, 16 * 3, fine.weights());
+    assert!(message(fine, input - 1, grad, sum).contains("input holds"));
+    assert!(message(fine, input, grad - 1, sum).contains("gradient holds"));
+    assert!(message(fine, input, grad, sum - 1).contains("sum holds"));
+    let padded = ConvGeometry { pad_top: 1, ..fine };
+    assert!(message(padded, input, grad, sum).contains("border"));
+    let cut = ConvGeometry { input: Extent { h: 5, ..fine.input }, ..fine };
+    assert!(message(cut, input, grad, sum).contains("border"));
+}
