@@ -79,12 +79,14 @@
 //! fraction, `0..=1`. Times are nanoseconds (`_ns`), costs multiply-accumulates over the whole batch.
 #![forbid(unsafe_code)]
 
+pub mod autograd;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod exec;
 pub mod files;
 pub mod gate;
 pub mod plan;
+mod random;
 pub mod report;
 mod session;
 pub mod train;

@@ -7,11 +7,13 @@
 //! `session` a session as its users have it: threads, memory used again, bad input ·
 //! `cli` the program from outside ·
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
+//! `autograd` the kernels as candle operations, against candle ·
 //! `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 
 mod architecture;
+mod autograd;
 mod calibrate;
 mod cli;
 mod compare;

@@ -1,7 +1,7 @@
 //! batch_norm on the CPU: 16 channels at a time, so that their coefficients and sums stay in registers while the rows of
 //! a sample pass by.
 
-use super::{Affine, Centre, GradCoefficients, Join, JoinGrad, Sums, check};
+use super::{Affine, Centre, GradCoefficients, Join, JoinGrad, Sums, check, sloped};
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element, Isa, Result};
 
@@ -155,12 +155,14 @@ fn grad_sums_block<const N: usize>(
     let (scale, shift) = (take::<N>(affine.scale, at), take::<N>(affine.shift, at));
     let (keep, mean) = (take::<N>(centre.keep, at), take::<N>(centre.mean, at));
     let (mut first, mut second) = ([0.0; N], [0.0; N]);
+    let (low, high) = sloped(act);
     let c = affine.scale.len();
     for (row, grad) in x.chunks_exact(c).zip(grad.chunks_exact_mut(c)) {
         let x = take::<N>(row, at);
         let grad = &mut grad[at..at + N];
         for i in 0..N {
-            let g = grad[i] * act.slope(x[i] * scale[i] + shift[i]);
+            let y = x[i] * scale[i] + shift[i];
+            let g = if y > low && y < high { grad[i] } else { 0.0 };
             grad[i] = g;
             first[i] += g;
             second[i] += g * (x[i] * keep[i] - mean[i]);
@@ -302,6 +304,7 @@ fn join_grad_block<const N: usize>(at: usize, call: &mut JoinGrad<'_>, sums: &mu
     let (scale, shift) = (take::<N>(affine.scale, at), take::<N>(affine.shift, at));
     let (keep, mean) = (take::<N>(call.centre.keep, at), take::<N>(call.centre.mean, at));
     let (mut first, mut second) = ([0.0; N], [0.0; N]);
+    let (low, high) = sloped(act);
     let c = affine.scale.len();
     let rows = x.chunks_exact(c).zip(call.y.chunks_exact(c)).zip(weight).zip(call.dweight.iter_mut());
     let grads = call.dy.chunks_exact_mut(c).zip(call.g.chunks_exact_mut(c));
@@ -310,7 +313,7 @@ fn join_grad_block<const N: usize>(at: usize, call: &mut JoinGrad<'_>, sums: &mu
         let (dy, g) = (&mut dy[at..at + N], &mut g[at..at + N]);
         let mut products = [0.0; N];
         for i in 0..N {
-            let shortcut = dy[i] * act.slope(y[i]);
+            let shortcut = if y[i] > low && y[i] < high { dy[i] } else { 0.0 };
             dy[i] = shortcut;
             products[i] = shortcut * (x[i] * scale[i] + shift[i]);
             let branch = shortcut * weight;

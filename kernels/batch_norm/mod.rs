@@ -109,15 +109,12 @@ fn check(op: &'static str, c: usize, rows: usize, channels: &[&[f32]], maps: &[u
     Err(Error::Geometry { op, why: "an operand has another size", geometry })
 }
 
-impl Act {
-    /// The derivative where the result is `y`; 0 at the kinks.
-    #[inline(always)]
-    fn slope(self, y: f32) -> f32 {
-        let inside = match self {
-            Act::None => true,
-            Act::Relu => y > 0.0,
-            Act::Relu6 => y > 0.0 && y < 6.0,
-        };
-        if inside { 1.0 } else { 0.0 }
+/// Between which values of the result an activation's derivative is 1; elsewhere, at the kinks too, it is 0.
+#[inline(always)]
+fn sloped(act: Act) -> (f32, f32) {
+    match act {
+        Act::None => (f32::NEG_INFINITY, f32::INFINITY),
+        Act::Relu => (0.0, f32::INFINITY),
+        Act::Relu6 => (0.0, 6.0),
     }
 }

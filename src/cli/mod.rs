@@ -22,6 +22,7 @@ mod profile;
 mod run;
 mod timing;
 mod toolchain;
+mod train;
 mod verify;
 
 use anyhow::Result;
@@ -47,6 +48,7 @@ enum Command {
     Eval(eval::Eval),
     Inspect(inspect::Inspect),
     Infer(infer::Infer),
+    Train(train::Train),
     Verify(verify::Verify),
     Predict(predict::Predict),
     Predictor(predictor::Predictor),
@@ -67,6 +69,7 @@ impl Cli {
             Command::Eval(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
             Command::Infer(command) => command.run(out),
+            Command::Train(command) => command.run(out),
             Command::Verify(command) => command.run(out),
             Command::Predict(command) => command.run(out),
             Command::Predictor(command) => command.run(out),

@@ -204,6 +204,16 @@ impl ModelArgs {
         self.find(self.model.as_deref().unwrap_or(DEFAULT), None, !force.density.is_empty(), force.seed)
     }
 
+    /// The model of this name or file.
+    pub(super) fn named(name: &str) -> Self {
+        Self { model: Some(name.to_owned()), ..Self::default() }
+    }
+
+    /// The model to train: gates are added to weights that have none where `--mode` asks for them.
+    pub(super) fn for_training(&self, seed: u64) -> Result<Model> {
+        self.find(self.model.as_deref().unwrap_or(DEFAULT), None, self.mode.is_some(), seed)
+    }
+
     /// The weights in `file`, described by another checkpoint's metadata where there is one.
     pub(super) fn open(&self, file: &Path, describes: Option<&Checkpoint>) -> Result<Model> {
         let told = describes.map(metadata_config).transpose()?.flatten();

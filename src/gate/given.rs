@@ -1,4 +1,5 @@
 use super::{Decisions, Policy, Rule, UnitKind, Units};
+use crate::random::Random;
 use anyhow::{Result, ensure};
 use laud_models::NetSpec;
 
@@ -72,7 +73,7 @@ impl Given {
         ensure!((0.0..=1.0).contains(&density), "density {density} is not in 0..=1");
         ensure!(samples > 0, "forced decisions need at least one sample");
         let keep = |units: usize| (density * units as f64).round() as usize;
-        let mut random = SplitMix(seed);
+        let mut random = Random::new(seed);
         let mut blocks = vec![BlockDecisions::default(); spec.blocks.len()];
         let single = |block: &laud_models::BlockSpec| {
             block.gate.spatial.as_ref().is_some_and(|g| g.grid.h * g.grid.w == 1)
@@ -139,7 +140,7 @@ fn top(scores: Vec<f64>, count: usize) -> Vec<bool> {
 }
 
 /// A smooth random field on a grid: a few bumps and a little noise.
-fn blobs(random: &mut SplitMix, h: usize, w: usize) -> Vec<f64> {
+fn blobs(random: &mut Random, h: usize, w: usize) -> Vec<f64> {
     let bumps: Vec<(f64, f64, f64)> =
         (0..3).map(|_| (random.uniform(), random.uniform(), 0.12 + 0.2 * random.uniform())).collect();
     let mut field = Vec::with_capacity(h * w);
@@ -153,18 +154,4 @@ fn blobs(random: &mut SplitMix, h: usize, w: usize) -> Vec<f64> {
         }
     }
     field
-}
-
-/// Sebastiano Vigna's splitmix64.
-struct SplitMix(u64);
-
-impl SplitMix {
-    /// Uniform in `0..1`.
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
 }

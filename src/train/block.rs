@@ -5,20 +5,28 @@ use candle_core::Tensor;
 use candle_nn::ops::sigmoid;
 use laud_models::{BlockSpec, Shortcut, SqueezeExciteSpec, SqueezePooling};
 
-use super::decisions::{BlockMasks, PerGate, given};
+use super::decisions::{BlockMasks, PerGate, Sampling, given};
 use super::gate::{Gate, expand, upsample};
-use super::layers::{ChannelMask, Conv, Linear, Weights, activate};
+use super::layers::{ChannelMask, Conv, Linear, Statistics, Weights, activate};
+use super::maps::MapOps;
 use super::pool::{active_mean, global_mean, subsample};
+
+/// A residual block and its gates.
+pub(super) struct Block {
+    pub(super) gates: PerGate<Gate>,
+    pub(super) residual: Residual,
+}
 
 /// `out = act(shortcut(x) + M ⊙ branch(x))`, with the channel mask on every convolution of the branch but the last and `M`
 /// the spatial mask on the map.
-pub(super) struct Block {
-    pub(super) spec: BlockSpec,
-    pub(super) gates: PerGate<Gate>,
-    convs: Vec<Conv>,
-    squeeze_excite: Option<SqueezeExcite>,
+pub struct Residual {
+    /// What it is.
+    pub spec: BlockSpec,
+    /// The branch, in order.
+    pub convs: Vec<Conv>,
     /// Only of [`Shortcut::Projection`].
-    projection: Option<Conv>,
+    pub projection: Option<Conv>,
+    squeeze_excite: Option<SqueezeExcite>,
 }
 
 struct SqueezeExcite {
@@ -46,18 +54,39 @@ impl Block {
             Shortcut::Projection(conv) => Some(Conv::load(conv, weights)?),
             _ => None,
         };
-        Ok(Self {
-            gates,
+        let residual = Residual {
             convs: spec.convs.iter().map(|conv| Conv::load(conv, weights)).collect::<Result<_>>()?,
             squeeze_excite: squeeze_excite.transpose()?,
             projection,
             spec: spec.clone(),
-        })
+        };
+        Ok(Self { gates, residual })
     }
 
     /// What the gates say about the block's input: `[n, 2, u]`, keep logit first.
-    pub(super) fn logits(&self, x: &Tensor) -> Result<PerGate<Tensor>> {
-        self.gates.as_ref().try_map(|gate| gate.logits(x))
+    pub(super) fn logits(
+        &self,
+        x: &Tensor,
+        maps: &dyn MapOps,
+        statistics: Statistics,
+    ) -> Result<PerGate<Tensor>> {
+        self.gates.as_ref().try_map(|gate| gate.logits(x, maps, statistics))
+    }
+
+    /// Decisions under noise.
+    pub(super) fn sample(
+        &self,
+        logits: &PerGate<Tensor>,
+        sampling: &Sampling<'_>,
+    ) -> Result<PerGate<Tensor>> {
+        let one = |gate: &Option<Gate>, logits: &Option<Tensor>| match (gate, logits) {
+            (Some(gate), Some(logits)) => sampling.keep(gate.name(), logits).map(Some),
+            _ => Ok(None),
+        };
+        Ok(PerGate {
+            spatial: one(&self.gates.spatial, &logits.spatial)?,
+            channel: one(&self.gates.channel, &logits.channel)?,
+        })
     }
 
     /// Forced decisions as tensors `[n, u]`; an error where they are not of exactly this block's gates.
@@ -76,9 +105,16 @@ impl Block {
             channel: mask("channel", &self.gates.channel, &masks.channel)?,
         })
     }
+}
 
+impl Residual {
     /// The block on `x [n, c, h, w]`, with `keep [n, u]` for each of its gates.
-    pub(super) fn forward(&self, x: &Tensor, keep: &PerGate<Tensor>) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        keep: &PerGate<Tensor>,
+        statistics: Statistics,
+    ) -> Result<Tensor> {
         let spatial = match (&self.spec.gate.spatial, &keep.spatial) {
             (Some(gate), Some(keep)) => Some(upsample(keep, gate.grid, self.spec.output)?),
             _ => None,
@@ -94,24 +130,29 @@ impl Block {
             if let (true, Some(se)) = (last, &self.squeeze_excite) {
                 y = se.forward(&y, spatial.as_ref())?;
             }
-            y = conv.forward(&y, mask.filter(|_| !last))?;
+            y = conv.forward(&y, mask.filter(|_| !last), statistics)?;
         }
         if let Some(keep) = &spatial {
             y = y.broadcast_mul(keep)?;
         }
-        if let Some(shortcut) = self.shortcut(x)? {
+        if let Some(shortcut) = self.shortcut(x, statistics)? {
             y = (y + shortcut)?;
         }
         activate(&y, self.spec.act)
     }
 
-    fn shortcut(&self, x: &Tensor) -> Result<Option<Tensor>> {
+    /// Whether squeeze-excitation sits in the branch.
+    pub fn squeezes(&self) -> bool {
+        self.squeeze_excite.is_some()
+    }
+
+    fn shortcut(&self, x: &Tensor, statistics: Statistics) -> Result<Option<Tensor>> {
         Ok(match (&self.spec.shortcut, &self.projection) {
             (Shortcut::None, _) => None,
             (&Shortcut::PadChannels { stride, before, after }, _) => {
                 Some(subsample(x, stride)?.pad_with_zeros(1, before, after)?)
             }
-            (_, Some(projection)) => Some(projection.forward(x, None)?),
+            (_, Some(projection)) => Some(projection.forward(x, None, statistics)?),
             (_, None) => Some(x.clone()),
         })
     }

@@ -10,8 +10,8 @@ use laud_models::{
     SpatialGateSpec,
 };
 
-use super::layers::{Conv, Linear, Weights};
-use super::pool::{adaptive_mean, global_mean};
+use super::layers::{Conv, Linear, Statistics, Weights};
+use super::maps::MapOps;
 
 /// Added to the variance of a masker's BatchNorm; PyTorch's default.
 const NORM_EPS: f32 = 1e-5;
@@ -24,7 +24,7 @@ pub(super) struct Gate {
 }
 
 enum Head {
-    Spatial { grid: MapSize, conv: Conv },
+    Spatial { grid: MapSize, linear: Linear },
     Mlp1(Linear),
     Mlp2(Linear, Linear),
     ConvLinear { reduce: Conv, linear: Linear },
@@ -32,9 +32,9 @@ enum Head {
 
 impl Gate {
     pub(super) fn spatial(spec: &SpatialGateSpec, weights: &Weights<'_>) -> Result<Self> {
-        let conv = pointwise(&format!("{}.conv", spec.prefix), spec.c_in, 2);
-        let conv = ConvSpec { bias: Some(format!("{}.conv.bias", spec.prefix)), ..conv };
-        let head = Head::Spatial { grid: spec.grid, conv: Conv::load(&conv, weights)? };
+        let (weight, bias) = (format!("{}.conv.weight", spec.prefix), format!("{}.conv.bias", spec.prefix));
+        let linear = LinearSpec { weight, bias: Some(bias), c_in: spec.c_in, c_out: 2 };
+        let head = Head::Spatial { grid: spec.grid, linear: Linear::load(&linear, weights)? };
         Ok(Self { prefix: spec.prefix.clone(), units: spec.grid.h * spec.grid.w, head })
     }
 
@@ -62,6 +62,11 @@ impl Gate {
         Ok(Self { prefix: prefix.clone(), units: groups, head })
     }
 
+    /// Module name.
+    pub(super) fn name(&self) -> &str {
+        &self.prefix
+    }
+
     /// Decisions per sample.
     pub(super) fn units(&self) -> usize {
         self.units
@@ -78,16 +83,22 @@ impl Gate {
         format!("{}.{layer}.bias", self.prefix)
     }
 
-    /// The block's input `[n, c, h, w]` to `[n, 2, u]`, keep logit first. A spatial gate's units are its grid, row by row.
-    pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let logits = match &self.head {
-            Head::Spatial { grid, conv } => adaptive_mean(x, *grid).and_then(|x| conv.forward(&x, None)),
-            Head::Mlp1(linear) => linear.forward(&global_mean(x)?),
-            Head::Mlp2(first, second) => second.forward(&first.forward(&global_mean(x)?)?.relu()?),
-            Head::ConvLinear { reduce, linear } => linear.forward(&global_mean(&reduce.forward(x, None)?)?),
+    /// The block's input to `[n, 2, u]`, keep logit first. A spatial gate's units are its grid, row by row.
+    pub(super) fn logits(&self, x: &Tensor, maps: &dyn MapOps, statistics: Statistics) -> Result<Tensor> {
+        let n = x.dim(0)?;
+        let mean = |x: &Tensor| Ok::<_, anyhow::Error>(maps.pool(x, MapSize { h: 1, w: 1 })?.squeeze(1)?);
+        let logits = || match &self.head {
+            Head::Spatial { grid, linear } => {
+                let cells = maps.pool(x, *grid)?;
+                let logits = linear.forward(&cells.reshape((n * self.units, cells.dim(2)?))?)?;
+                Ok(logits.reshape((n, self.units, 2))?.transpose(1, 2)?.contiguous()?)
+            }
+            Head::Mlp1(linear) => linear.forward(&mean(x)?),
+            Head::Mlp2(first, second) => second.forward(&first.forward(&mean(x)?)?.relu()?),
+            Head::ConvLinear { reduce, linear } => linear.forward(&mean(&maps.conv(reduce, x, statistics)?)?),
         };
-        let logits = logits.with_context(|| format!("gate {}", self.prefix))?;
-        Ok(logits.reshape((x.dim(0)?, 2, self.units))?)
+        let logits = logits().with_context(|| format!("gate {}", self.prefix))?;
+        Ok(logits.reshape((n, 2, self.units))?)
     }
 }
 

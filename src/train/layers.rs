@@ -25,6 +25,15 @@ impl Weights<'_> {
     }
 }
 
+/// Which statistics a BatchNorm normalises with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// Those stored with the weights.
+    Stored,
+    /// Those of the batch, which also move the stored ones: a tenth of the way, as PyTorch does.
+    Batch,
+}
+
 /// A channel mask `keep [n, c, 1, 1]` and where it multiplies.
 #[derive(Clone, Copy)]
 pub(super) struct ChannelMask<'a> {
@@ -32,12 +41,16 @@ pub(super) struct ChannelMask<'a> {
     pub(super) point: MaskPoint,
 }
 
-/// Convolution, normalisation, activation.
-pub(super) struct Conv {
-    spec: ConvSpec,
-    weight: Tensor,
-    bias: Option<Tensor>,
-    norm: Option<BatchNorm>,
+/// Convolution, normalisation, activation, with tensors that may be trained variables.
+pub struct Conv {
+    /// What it is.
+    pub spec: ConvSpec,
+    /// `[c_out, c_in / groups, k, k]`.
+    pub weight: Tensor,
+    /// `[c_out]`.
+    pub bias: Option<Tensor>,
+    /// Behind the convolution.
+    pub norm: Option<BatchNorm>,
 }
 
 impl Conv {
@@ -54,7 +67,12 @@ impl Conv {
     ///
     /// Where the norm is folded, the bias is the norm's: `MaskPoint::BeforeNorm` then multiplies in front of the bias, so that
     /// an inactive channel is worth the same as before folding.
-    pub(super) fn forward(&self, x: &Tensor, mask: Option<ChannelMask<'_>>) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        mask: Option<ChannelMask<'_>>,
+        statistics: Statistics,
+    ) -> Result<Tensor> {
         let masked = |y: Tensor, here: MaskPoint| match mask {
             Some(mask) if mask.point == here => y.broadcast_mul(mask.keep),
             _ => Ok(y),
@@ -65,7 +83,8 @@ impl Conv {
             if let Some(bias) = &bias {
                 y = y.broadcast_add(bias)?;
             }
-            y = norm.forward_t(&masked(y, MaskPoint::BeforeNorm)?, false)?;
+            let y_masked = masked(y, MaskPoint::BeforeNorm)?;
+            y = norm.forward_t(&y_masked, statistics == Statistics::Batch)?;
         } else {
             y = masked(y, MaskPoint::BeforeNorm)?;
             if let Some(bias) = &bias {
@@ -112,10 +131,15 @@ impl Linear {
     }
 }
 
+/// The gradient at a kink is 0, as PyTorch's; candle's own `relu` lets it pass, which matters where a skipped block hands on
+/// exact zeros.
 pub(super) fn activate(x: &Tensor, act: Activation) -> Result<Tensor> {
+    if act == Activation::None {
+        return Ok(x.clone());
+    }
+    let positive = x.le(0f64)?.where_cond(&x.zeros_like()?, x)?;
     Ok(match act {
-        Activation::None => x.clone(),
-        Activation::Relu => x.relu()?,
-        Activation::Relu6 => x.clamp(0f32, 6f32)?,
+        Activation::Relu6 => positive.ge(6f64)?.where_cond(&(x.zeros_like()? + 6.0)?, &positive)?,
+        _ => positive,
     })
 }

@@ -24,13 +24,33 @@
 //! ```
 
 mod block;
+mod cost;
+mod course;
 mod decisions;
 mod gate;
+mod init;
 mod layers;
+mod loss;
+mod maps;
 mod network;
 mod pool;
 mod random;
+mod recipe;
+mod schedule;
+mod sgd;
+mod trainer;
 
-pub use decisions::{BlockMargins, BlockMasks, Decisions, PerGate};
-pub use network::{Evaluation, MaskedNetwork};
+pub use block::Residual;
+pub use cost::{BlockLatency, Cost, LatencyModel, RateGradient, Spent};
+pub use course::{Course, EpochReport, Event, steps_per_epoch};
+pub use decisions::{BlockMargins, BlockMasks, Decisions, PerGate, Sampling};
+pub use init::{GateBias, initial_weights, is_gate};
+pub use layers::{Conv, Statistics};
+pub use loss::{bounds, cost_target, cross_entropy, distillation};
+pub use maps::{MapOps, Plain};
+pub use network::{Activity, Evaluation, MaskedNetwork};
 pub use random::{random_images, random_weights};
+pub use recipe::{Recipe, Trained};
+pub use schedule::{cosine, exponential};
+pub use sgd::Sgd;
+pub use trainer::{Losses, Setup, StepReport, Trainer, correct};

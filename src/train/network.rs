@@ -1,15 +1,17 @@
 //! The whole network.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use laud_models::{Error, MapSize, MaxPoolSpec, Mismatch, NetSpec, StemSpec};
 
 use super::block::Block;
-use super::decisions::{BlockMargins, BlockMasks, Decisions, bits, decide, margins};
-use super::layers::{Conv, Linear, Weights};
-use super::pool::{global_mean, max_pool};
+use super::decisions::{BlockMargins, BlockMasks, Decisions, PerGate, bits, decide, margins};
+use super::layers::{Conv, Linear, Statistics, Weights};
+use super::maps::{MapOps, Plain};
+use super::pool::max_pool;
 
 /// A network that computes everything and masks it.
 ///
@@ -28,6 +30,7 @@ pub struct MaskedNetwork {
     blocks: Vec<Block>,
     head: Option<Conv>,
     fc: Linear,
+    maps: Arc<dyn MapOps>,
 }
 
 /// What a forward pass computed.
@@ -62,11 +65,53 @@ impl MaskedNetwork {
             blocks: spec.blocks.iter().map(|block| Block::load(block, &weights)).collect::<Result<_>>()?,
             head: spec.head.conv.as_ref().map(|conv| Conv::load(conv, &weights)).transpose()?,
             fc: Linear::load(&spec.head.fc, &weights)?,
+            maps: Arc::new(Plain),
         })
+    }
+
+    /// The same network with its maps computed by `maps`.
+    #[must_use]
+    pub fn with_maps(self, maps: Arc<dyn MapOps>) -> Self {
+        Self { maps, ..self }
     }
 
     /// Evaluates `images [n, c, h, w]`, prepared as the spec's input says. Statistics of BatchNorm are the stored ones.
     pub fn forward(&self, images: &Tensor, decisions: &Decisions<'_>) -> Result<Evaluation> {
+        let (mut stages, mut all_masks, mut all_margins) = (Vec::new(), Vec::new(), Vec::new());
+        let logits = self.run(images, decisions, Statistics::Stored, |seen| {
+            all_margins.push(seen.logits.as_ref().try_map(margins)?);
+            all_masks.push(seen.keep.as_ref().try_map(bits)?);
+            if seen.last_of_stage {
+                stages.push(self.maps.leave(seen.map)?);
+            }
+            Ok(())
+        })?;
+        Ok(Evaluation { logits, stages, masks: all_masks, margins: all_margins })
+    }
+
+    /// The forward half of a training step.
+    pub fn forward_train(
+        &self,
+        images: &Tensor,
+        decisions: &Decisions<'_>,
+        statistics: Statistics,
+    ) -> Result<Activity> {
+        let mut keep = Vec::with_capacity(self.blocks.len());
+        let logits = self.run(images, decisions, statistics, |seen| {
+            keep.push(seen.keep.clone());
+            Ok(())
+        })?;
+        Ok(Activity { logits, keep })
+    }
+
+    /// Logits `[n, classes]`, and every block shown to `see`.
+    fn run(
+        &self,
+        images: &Tensor,
+        decisions: &Decisions<'_>,
+        statistics: Statistics,
+        mut see: impl FnMut(Seen<'_>) -> Result<()>,
+    ) -> Result<Tensor> {
         let (channels, MapSize { h, w }) = self.input;
         match images.dims() {
             &[n, c, y, x] if n > 0 && (c, y, x) == (channels, h, w) => {}
@@ -76,30 +121,48 @@ impl MaskedNetwork {
             let (given, blocks) = (masks.len(), self.blocks.len());
             ensure!(given == blocks, "decisions given for {given} blocks, the network has {blocks}");
         }
-        let mut x = self.stem.forward(&images.to_dtype(DType::F32)?).context("stem")?;
-        let (mut stages, mut all_masks, mut all_margins) = (Vec::new(), Vec::new(), Vec::new());
+        let maps = &*self.maps;
+        let images = images.to_dtype(DType::F32)?;
+        let mut x = self.stem.forward(&images, maps, statistics).context("stem")?;
         for (index, block) in self.blocks.iter().enumerate() {
             let mut run = || -> Result<Tensor> {
-                let logits = block.logits(&x)?;
-                all_margins.push(logits.as_ref().try_map(margins)?);
+                let logits = block.logits(&x, maps, statistics)?;
                 let keep = match decisions {
                     Decisions::Learned => logits.as_ref().try_map(decide)?,
                     Decisions::Given(masks) => block.given(&masks[index], &x)?,
+                    Decisions::Sampled(sampling) => block.sample(&logits, sampling)?,
                 };
-                all_masks.push(keep.as_ref().try_map(bits)?);
-                block.forward(&x, &keep)
+                let map = maps.residual(&block.residual, &x, &keep, statistics)?;
+                let next = self.blocks.get(index + 1).map(|next| next.residual.spec.stage);
+                let last_of_stage = next != Some(block.residual.spec.stage);
+                see(Seen { logits: &logits, keep: &keep, map: &map, last_of_stage })?;
+                Ok(map)
             };
-            x = run().with_context(|| format!("block {}", block.spec.name))?;
-            if self.blocks.get(index + 1).is_none_or(|next| next.spec.stage != block.spec.stage) {
-                stages.push(x.clone());
-            }
+            x = run().with_context(|| format!("block {}", block.residual.spec.name))?;
         }
         if let Some(conv) = &self.head {
-            x = conv.forward(&x, None).context("head")?;
+            x = maps.conv(conv, &x, statistics).context("head")?;
         }
-        let logits = self.fc.forward(&global_mean(&x)?).context("classifier")?;
-        Ok(Evaluation { logits, stages, masks: all_masks, margins: all_margins })
+        let mean = maps.pool(&x, MapSize { h: 1, w: 1 })?.squeeze(1)?;
+        self.fc.forward(&mean).context("classifier")
     }
+}
+
+/// What a training step's forward half computed.
+#[derive(Clone, Debug)]
+pub struct Activity {
+    /// `[n, classes]`.
+    pub logits: Tensor,
+    /// Decisions `[n, u]` of each block's gates, with their gradient.
+    pub keep: Vec<PerGate<Tensor>>,
+}
+
+/// A block that was just computed.
+struct Seen<'a> {
+    logits: &'a PerGate<Tensor>,
+    keep: &'a PerGate<Tensor>,
+    map: &'a Tensor,
+    last_of_stage: bool,
 }
 
 /// Convolution and max pooling in front of the blocks.
@@ -113,8 +176,16 @@ impl Stem {
         Ok(Self { conv: Conv::load(&spec.conv, weights)?, pool: spec.pool })
     }
 
-    pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        let x = self.conv.forward(images, None)?;
-        self.pool.as_ref().map_or(Ok(x.clone()), |pool| max_pool(&x, pool))
+    pub(super) fn forward(
+        &self,
+        images: &Tensor,
+        maps: &dyn MapOps,
+        statistics: Statistics,
+    ) -> Result<Tensor> {
+        let x = maps.conv(&self.conv, &maps.enter(images)?, statistics)?;
+        match &self.pool {
+            Some(pool) => maps.enter(&max_pool(&maps.leave(&x)?, pool)?),
+            None => Ok(x),
+        }
     }
 }

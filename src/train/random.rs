@@ -9,8 +9,10 @@ use laud_models::{NetSpec, Parameter, Shortcut};
 use super::block::Block;
 use super::decisions::{decide, margins};
 use super::gate::Gate;
-use super::layers::Weights;
+use super::layers::{Statistics, Weights};
+use super::maps::Plain;
 use super::network::Stem;
+use crate::random::Random;
 
 /// Images that the gates are balanced on.
 const SAMPLES: usize = 4;
@@ -48,14 +50,14 @@ pub fn random_weights(spec: &NetSpec, seed: u64) -> Result<HashMap<String, Tenso
 /// Images `[n, c, h, w]` of normal noise, as they look after preparation.
 pub fn random_images(spec: &NetSpec, n: usize, seed: u64) -> Result<Tensor> {
     let shape = [n, spec.input.channels, spec.input.size.h, spec.input.size.w];
-    let mut random = Random::new(seed, "images");
+    let mut random = Random::named(seed, "images");
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.normal() as f32).collect();
     Ok(Tensor::from_vec(values, &shape, &Device::Cpu)?)
 }
 
 fn draw(parameter: &Parameter, seed: u64) -> Result<Tensor> {
     let Parameter { name, shape, .. } = parameter;
-    let mut random = Random::new(seed, name);
+    let mut random = Random::named(seed, name);
     let scale = (2.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
     let mut value = || match name.rsplit('.').next() {
         _ if shape.len() > 1 => scale * random.normal(),
@@ -69,18 +71,18 @@ fn draw(parameter: &Parameter, seed: u64) -> Result<Tensor> {
 /// Shifts the keep biases of all gates. A block's input depends on the gates before it, so they go in order.
 fn balance(spec: &NetSpec, weights: &mut HashMap<String, Tensor>, seed: u64) -> Result<()> {
     let images = random_images(spec, SAMPLES, seed)?;
-    let mut x = Stem::load(&spec.stem, &Weights(weights))?.forward(&images)?;
+    let mut x = Stem::load(&spec.stem, &Weights(weights))?.forward(&images, &Plain, Statistics::Stored)?;
     for block in &spec.blocks {
         let loaded = Block::load(block, &Weights(weights))?;
-        let random = &mut Random::new(seed, &block.name);
+        let random = &mut Random::named(seed, &block.name);
         if let Some(gate) = &loaded.gates.spatial {
-            let margins = margins(&gate.logits(&x)?)?;
+            let margins = margins(&gate.logits(&x, &Plain, Statistics::Stored)?)?;
             let active = (margins.len() as f64 * (0.3 + 0.4 * random.uniform())).round() as usize;
             let active = active.clamp(1, margins.len() - 1);
             shift(gate, &[threshold(margins, active)], weights)?;
         }
         if let Some(gate) = &loaded.gates.channel {
-            let margins = margins(&gate.logits(&x)?)?;
+            let margins = margins(&gate.logits(&x, &Plain, Statistics::Stored)?)?;
             let thresholds: Vec<f32> = (0..gate.units())
                 .map(|group| {
                     let samples = margins.iter().skip(group).step_by(gate.units()).copied().collect();
@@ -90,8 +92,8 @@ fn balance(spec: &NetSpec, weights: &mut HashMap<String, Tensor>, seed: u64) -> 
             shift(gate, &thresholds, weights)?;
         }
         let balanced = Block::load(block, &Weights(weights))?;
-        let keep = balanced.logits(&x)?.as_ref().try_map(decide)?;
-        x = balanced.forward(&x, &keep)?;
+        let keep = balanced.logits(&x, &Plain, Statistics::Stored)?.as_ref().try_map(decide)?;
+        x = balanced.residual.forward(&x, &keep, Statistics::Stored)?;
     }
     Ok(())
 }
@@ -115,42 +117,4 @@ fn shift(gate: &Gate, thresholds: &[f32], weights: &mut HashMap<String, Tensor>)
     values.iter_mut().zip(thresholds).for_each(|(bias, threshold)| *bias -= threshold);
     *bias = Tensor::new(values, bias.device())?;
     Ok(())
-}
-
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-struct Random(u64);
-
-impl Random {
-    /// A stream of its own for every name.
-    fn new(seed: u64, name: &str) -> Self {
-        // FNV-1a
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        let mut mixed = Self(seed);
-        Self(mixed.next() ^ hash)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In `0..1`.
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// In `0..end`.
-    fn below(&mut self, end: usize) -> usize {
-        (self.uniform() * end as f64) as usize
-    }
-
-    /// Standard normal, by Box and Muller.
-    fn normal(&mut self) -> f64 {
-        let (u, v) = (1.0 - self.uniform(), self.uniform());
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-    }
 }

@@ -1,5 +1,6 @@
 //! Images in: decode, prepare, name the classes, walk labelled sets.
 
+mod batches;
 mod csv;
 pub mod dataset;
 #[cfg(test)]
@@ -13,6 +14,7 @@ pub mod preprocess;
 #[cfg(test)]
 mod preprocess_tests;
 
+pub use self::batches::{Augment, Batches};
 pub use self::dataset::{Dataset, Sample};
 pub use self::image::RgbImage;
 pub use self::labels::Labels;

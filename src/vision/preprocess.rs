@@ -62,6 +62,11 @@ impl Preprocess {
         3 * self.size.h * self.size.w
     }
 
+    /// What the byte `value` of channel `c` becomes.
+    pub(super) fn level(&self, c: usize, value: u8) -> f32 {
+        self.level[c][usize::from(value)]
+    }
+
     /// The pixels that the network sees: `image` resized and cropped to `h × w`, black where it is too small.
     ///
     /// # Errors

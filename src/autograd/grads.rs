@@ -1,0 +1,327 @@
+//! Convolutions in a row: the way back.
+
+use anyhow::Result;
+use laud_kernels::Act;
+use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, grad, grad_sums, join_grad};
+use laud_kernels::filter_grad::{self, FilterGrad};
+use rayon::prelude::*;
+
+use super::chain::{Added, Chain, Inputs, Normed, Saved, Source, cell};
+use super::unit::Unit;
+use super::work::{Work, Workers};
+
+/// Gradients of a chain's arguments.
+pub(super) struct Grads {
+    /// `[n, h, w, c]`, where it was asked for.
+    pub(super) x: Option<Vec<f32>>,
+    pub(super) params: Vec<f32>,
+    /// As the decisions.
+    pub(super) keep: Vec<f32>,
+}
+
+/// A gradient behind a unit's normalisation, and its sums over the batch.
+struct Behind {
+    /// `[n, h, w, c]`.
+    g: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl Behind {
+    /// From the sums of the pieces, `[2, c]` each.
+    fn new(g: Vec<f32>, pieces: &[f32], c: usize) -> Self {
+        let total =
+            |at: usize| pieces.chunks_exact(2 * c).map(|sums| f64::from(sums[at])).sum::<f64>() as f32;
+        Self { g, first: (0..c).map(total).collect(), second: (c..2 * c).map(total).collect() }
+    }
+
+    /// Writes the gradients of the normalisation's parameters and gives the coefficients of its input's.
+    fn coefficients(&self, unit: &Unit, normed: &Normed, params: &mut [f32]) -> [Vec<f32>; 3] {
+        let c = self.first.len();
+        if let Some(at) = unit.gamma_at {
+            let gammas = self.second.iter().zip(&normed.inv_std).map(|(sum, inv)| sum * inv);
+            params[at..at + c].iter_mut().zip(gammas).for_each(|(to, gamma)| *to += gamma);
+        }
+        if let Some(at) = unit.beta_at {
+            params[at..at + c].iter_mut().zip(&self.first).for_each(|(to, beta)| *to += beta);
+        }
+        let (mut b, mut d) = (vec![0.0; c], vec![0.0; c]);
+        if normed.of_batch {
+            let m = normed.rows as f32;
+            for i in 0..c {
+                let (scale, inv) = (normed.scale[i], normed.inv_std[i]);
+                b[i] = -scale * inv * inv * self.second[i] / m;
+                d[i] = -scale * self.first[i] / m - b[i] * normed.mean[i];
+            }
+        }
+        [normed.scale.clone(), b, d]
+    }
+}
+
+/// Where a unit's input gradient goes.
+enum Target<'a> {
+    /// Through the activation of the unit before: its gradient and the sums of that.
+    Before(&'a Normed, Act),
+    /// Added to the chain's input gradient.
+    Input,
+    /// Nowhere.
+    Unused,
+}
+
+impl Chain {
+    /// Gradients, from that of the output `y`; `wants_x`: also of the input.
+    pub(super) fn backward(
+        &self,
+        inputs: Inputs<'_>,
+        saved: &Saved,
+        (y, dy): (&[f32], &[f32]),
+        wants_x: bool,
+    ) -> Result<Grads> {
+        let (spatial, channel) = self.decisions(inputs.n);
+        let mut keep = vec![0.0; (spatial + channel).max(1)];
+        let mut params = vec![0.0; self.params()];
+        let last = self.units.len() - 1;
+        let (added, mut behind) = self.through_join(inputs, saved, (y, dy), &mut keep[..spatial])?;
+        let mut dx = if wants_x { self.shortcut_grad(inputs, &added) } else { Vec::new() };
+        for index in (0..=last).rev() {
+            let (unit, normed) = (&self.units[index], &saved.normed[index]);
+            let before = (index > 0).then(|| (&saved.normed[index - 1], self.units[index - 1].act));
+            let target = match before {
+                Some((normed, act)) => Target::Before(normed, act),
+                None if wants_x => Target::Input,
+                None => Target::Unused,
+            };
+            let len = unit.input_len();
+            let mut to = match target {
+                Target::Before(..) => vec![0.0; inputs.n * len],
+                Target::Input => std::mem::take(&mut dx),
+                Target::Unused => Vec::new(),
+            };
+            let source = Source { unit, before };
+            let back = UnitBack { source, normed, behind: &behind, target };
+            let (dkeep, sums) = back.run(inputs, &mut params, &mut to)?;
+            if let (true, Some((groups, size))) = (index < last, self.link.groups) {
+                for (to, kept) in
+                    keep[spatial..spatial + inputs.n * groups].iter_mut().zip(dkeep.chunks_exact(size))
+                {
+                    *to += kept.iter().sum::<f32>();
+                }
+            }
+            match index {
+                0 => dx = to,
+                _ => behind = Behind::new(to, &sums, unit.geometry.c_in),
+            }
+        }
+        if let (Some(unit), Some(normed)) = (&self.projection, saved.normed.get(last + 1)) {
+            let behind = through_norm(inputs, unit, normed, added)?;
+            let target = if wants_x { Target::Input } else { Target::Unused };
+            let back = UnitBack { source: Source { unit, before: None }, normed, behind: &behind, target };
+            back.run(inputs, &mut params, &mut dx)?;
+        }
+        Ok(Grads { x: wants_x.then_some(dx), params, keep })
+    }
+
+    /// Back through the residual sum: the shortcut's gradient and the branch's; `dkeep` gets the spatial decisions'.
+    fn through_join(
+        &self,
+        inputs: Inputs<'_>,
+        saved: &Saved,
+        (y, dy): (&[f32], &[f32]),
+        dkeep: &mut [f32],
+    ) -> Result<(Vec<f32>, Behind)> {
+        let Inputs { workers, n, .. } = inputs;
+        let (unit, last) = (self.last(), &saved.normed[self.units.len() - 1]);
+        let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
+        let grid = self.link.grid;
+        let cells = grid.map_or(1, |grid| grid.h * grid.w);
+        let (mut added, mut g) = (dy.to_vec(), vec![0.0; n * len]);
+        let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
+        let mut dcells = vec![0.0; n * cells];
+        workers.install(|| {
+            let maps = added.par_chunks_mut(per * len).zip(g.par_chunks_mut(per * len));
+            let rest = sums.par_chunks_mut(2 * c).zip(dcells.par_chunks_mut(per * cells));
+            maps.zip(rest).enumerate().try_for_each(|(piece, ((added, g), (sums, dcells)))| {
+                workers.with(|work| {
+                    let (first, second) = sums.split_at_mut(c);
+                    let samples = added.chunks_exact_mut(len).zip(g.chunks_exact_mut(len));
+                    for (i, ((dy, g), dcells)) in samples.zip(dcells.chunks_exact_mut(cells)).enumerate() {
+                        let i = piece * per + i;
+                        let Work { weight, scale, dots, .. } = work;
+                        self.spatial_mask(inputs.keep, i, weight);
+                        dots.resize(weight.len(), 0.0);
+                        let (x, affine) = (last.sample(i, len), last.affine(i, scale));
+                        let call = JoinGrad {
+                            join: Join { x, affine, weight, shortcut: None, act: self.link.act },
+                            y: &y[i * len..(i + 1) * len],
+                            dy,
+                            centre: last.centre(i),
+                            g,
+                            dweight: dots,
+                        };
+                        join_grad(workers.isa, call, &mut Sums { first, second })?;
+                        if let Some(grid) = grid {
+                            let map = unit.output_map();
+                            dots.iter().enumerate().for_each(|(p, dot)| dcells[cell(p, grid, map)] += dot);
+                        }
+                    }
+                    Ok::<_, anyhow::Error>(())
+                })
+            })
+        })?;
+        if grid.is_some() {
+            dkeep.copy_from_slice(&dcells);
+        }
+        Ok((added, Behind::new(g, &sums, c)))
+    }
+
+    /// What the shortcut alone gives the input.
+    fn shortcut_grad(&self, inputs: Inputs<'_>, added: &[f32]) -> Vec<f32> {
+        let unit = &self.units[0];
+        let (c, len) = (unit.geometry.c_in, unit.input_len());
+        match self.link.shortcut {
+            Added::Input => added.to_vec(),
+            Added::Nothing | Added::Projection => vec![0.0; inputs.n * len],
+            Added::Padded { stride, before } => {
+                let (out, c_out) = (self.last().output_map(), self.last().geometry.c_out);
+                let mut dx = vec![0.0; inputs.n * len];
+                for (sample, dx) in added.chunks_exact(out.h * out.w * c_out).zip(dx.chunks_exact_mut(len)) {
+                    for (p, from) in sample.chunks_exact(c_out).enumerate() {
+                        let to = p / out.w * stride * unit.input.w + p % out.w * stride;
+                        dx[to * c..(to + 1) * c].copy_from_slice(&from[before..before + c]);
+                    }
+                }
+                dx
+            }
+        }
+    }
+}
+
+/// Back to a normalisation without activation, whose output's gradient is `g`.
+fn through_norm(inputs: Inputs<'_>, unit: &Unit, normed: &Normed, mut g: Vec<f32>) -> Result<Behind> {
+    let Inputs { workers, n, .. } = inputs;
+    let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
+    let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
+    workers.install(|| {
+        let pieces = g.par_chunks_mut(per * len).zip(sums.par_chunks_mut(2 * c)).enumerate();
+        pieces.try_for_each(|(piece, (g, sums))| {
+            workers.with(|work| {
+                for (i, g) in g.chunks_exact_mut(len).enumerate() {
+                    norm_sums(workers, normed, (piece * per + i, Act::None), g, sums, work)?;
+                }
+                Ok(())
+            })
+        })
+    })?;
+    Ok(Behind::new(g, &sums, c))
+}
+
+/// Takes the gradient of sample `i` back through an activation, in place, and adds its sums `[2, c]`.
+fn norm_sums(
+    workers: &Workers,
+    normed: &Normed,
+    (i, act): (usize, Act),
+    g: &mut [f32],
+    sums: &mut [f32],
+    work: &mut Work,
+) -> Result<()> {
+    let (first, second) = sums.split_at_mut(normed.mean.len());
+    let affine = normed.affine(i, &mut work.scale);
+    let x = normed.sample(i, g.len());
+    Ok(grad_sums(workers.isa, x, (affine, act), normed.centre(i), g, &mut Sums { first, second })?)
+}
+
+/// The way back through one unit.
+struct UnitBack<'a> {
+    source: Source<'a>,
+    normed: &'a Normed,
+    behind: &'a Behind,
+    target: Target<'a>,
+}
+
+impl UnitBack<'_> {
+    /// Adds to `params` and `to`; gives the gradient of the channel mask `[n, c_out]` and the sums of what is in `to`.
+    fn run(&self, inputs: Inputs<'_>, params: &mut [f32], to: &mut Vec<f32>) -> Result<(Vec<f32>, Vec<f32>)> {
+        let Inputs { workers, n, .. } = inputs;
+        let unit = self.source.unit;
+        let g = &unit.geometry;
+        let (len, per) = (unit.input_len(), Workers::samples(n));
+        let coefficients = self.behind.coefficients(unit, self.normed, params);
+        let filter = match self.target {
+            Target::Unused => None,
+            _ => Some(unit.back_filter(workers.isa, inputs.params)?),
+        };
+        if matches!(self.target, Target::Unused) {
+            to.resize(n * len, 0.0);
+        }
+        let pieces = n.div_ceil(per);
+        let mut weights = vec![0.0f32; pieces * g.weights()];
+        let mut dkeep = vec![0.0f32; n * g.c_out];
+        let mut sums = vec![0.0f32; pieces * 2 * g.c_in];
+        workers.install(|| {
+            let outputs = to.par_chunks_mut(per * len).zip(dkeep.par_chunks_mut(per * g.c_out));
+            let partial = weights.par_chunks_mut(g.weights()).zip(sums.par_chunks_mut(2 * g.c_in));
+            outputs.zip(partial).enumerate().try_for_each(|(piece, ((to, dkeep), (weights, sums)))| {
+                workers.with(|work| {
+                    let samples = to.chunks_exact_mut(len).zip(dkeep.chunks_exact_mut(g.c_out));
+                    for (i, (to, dkeep)) in samples.enumerate() {
+                        let i = piece * per + i;
+                        let there =
+                            self.input_grad(inputs, &coefficients, i, weights, dkeep, filter.as_ref(), work)?;
+                        match self.target {
+                            Target::Input if there => {
+                                to.iter_mut().zip(&work.map).for_each(|(to, grad)| *to += grad);
+                            }
+                            Target::Before(before, act) if there => {
+                                to.copy_from_slice(&work.map);
+                                norm_sums(workers, before, (i, act), to, sums, work)?;
+                            }
+                            _ => {}
+                        }
+                    }
+                    Ok::<_, anyhow::Error>(())
+                })
+            })
+        })?;
+        let mut total = vec![0.0f32; g.weights()];
+        for piece in weights.chunks_exact(g.weights()) {
+            total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
+        }
+        unit.add_weight_grad(&total, params);
+        Ok((dkeep, sums))
+    }
+
+    /// Sample `i`: adds to the weights' gradient, puts the input's gradient into `work.map`; false where that is zero or
+    /// not wanted.
+    #[expect(clippy::too_many_arguments, reason = "one step of `run`")]
+    fn input_grad(
+        &self,
+        inputs: Inputs<'_>,
+        [a, b, d]: &[Vec<f32>; 3],
+        i: usize,
+        weights: &mut [f32],
+        dkeep: &mut [f32],
+        filter: Option<&laud_kernels::gather_gemm::Filter<f32>>,
+        work: &mut Work,
+    ) -> Result<bool> {
+        let (unit, isa) = (self.source.unit, inputs.workers.isa);
+        let len = unit.output_len();
+        let g = &self.behind.g[i * len..(i + 1) * len];
+        // With the batch's statistics every sample moves every other.
+        if !self.normed.of_batch && g.iter().all(|g| *g == 0.0) {
+            return Ok(false);
+        }
+        let mut dz = std::mem::take(&mut work.grad);
+        dz.resize(len, 0.0);
+        let z = self.normed.sample(i, len);
+        grad(isa, (z, g), GradCoefficients { a, b, d }, self.normed.kept(i), &mut dz, dkeep)?;
+        self.source.fill(isa, inputs.x, i, work)?;
+        let call = FilterGrad { geometry: unit.geometry, input: &work.bordered, grad: &dz, sum: weights };
+        filter_grad::run(isa, call)?;
+        if let Some(filter) = filter {
+            unit.spread(&dz, &mut work.spread);
+            work.backward(isa, filter)?;
+        }
+        work.grad = dz;
+        Ok(filter.is_some())
+    }
+}

@@ -1,0 +1,147 @@
+//! The operations on whole maps on the runtime's own kernels, as candle custom ops: what makes training fast.
+//!
+//! [`KernelMaps`] is a [`MapOps`] for [`MaskedNetwork::with_maps`](crate::train::MaskedNetwork::with_maps): the same
+//! network, the same gradients, computed sample by sample in NHWC by `gather_gemm`, `filter_grad` and `batch_norm`. Between
+//! two convolutions nothing is stored but the convolution's output; activations are made again where the gradient needs them.
+//! A sample that no gradient reaches costs nothing on the way back.
+//!
+//! Sums over a batch are taken in an order that depends on the batch only: the same bits on any number of threads.
+//!
+//! Squeeze-excitation, grouped convolutions and masks behind the activation take candle's way.
+
+mod chain;
+mod grads;
+mod op;
+mod pool;
+mod unit;
+mod work;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::BatchNorm;
+use laud_kernels::Isa;
+use laud_models::{ConvSpec, MapSize, Shortcut};
+
+use crate::train::{Conv, MapOps, PerGate, Plain, Residual, Statistics};
+use chain::{Chain, Link};
+use op::ChainOp;
+use pool::PoolOp;
+use work::Workers;
+
+/// Maps `[n, h, w, c]` on the CPU, computed by the runtime's kernels.
+#[derive(Clone)]
+pub struct KernelMaps {
+    workers: Arc<Workers>,
+}
+
+impl KernelMaps {
+    /// With the widest instruction set of this machine and `threads` threads.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self> {
+        Ok(Self { workers: Arc::new(Workers::new(Isa::detect(), threads)?) })
+    }
+
+    /// A chain on a map, or `None` where candle has to do it.
+    fn chain(
+        &self,
+        links: &[&Conv],
+        link: Link,
+        map: &Tensor,
+        keep: &PerGate<Tensor>,
+        statistics: Statistics,
+    ) -> Result<Option<Tensor>> {
+        let &[n, h, w, _] = map.dims() else { anyhow::bail!("a map of shape {:?}", map.shape()) };
+        let specs: Vec<&ConvSpec> = links.iter().map(|conv| &conv.spec).collect();
+        let Some(chain) = Chain::new(&specs, MapSize { h, w }, link) else { return Ok(None) };
+        let params = Tensor::cat(&parameters(links)?, 0)?;
+        let flat = |keep: &Option<Tensor>| keep.as_ref().map(Tensor::flatten_all).transpose();
+        let kept: Vec<Tensor> = [flat(&keep.spatial)?, flat(&keep.channel)?].into_iter().flatten().collect();
+        let kept = match kept.is_empty() {
+            true => Tensor::zeros(1, DType::F32, &Device::Cpu)?,
+            false => Tensor::cat(&kept, 0)?,
+        };
+        let norms: Vec<Option<&BatchNorm>> = links.iter().map(|conv| conv.norm.as_ref()).collect();
+        let stored = norms.iter().map(|norm| norm.map(stored).transpose()).collect::<Result<_>>()?;
+        let op = ChainOp::new(chain, self.workers.clone(), n, statistics, stored, map.track_op());
+        let moved = op.moved();
+        let out = map.contiguous()?.apply_op3(&params, &kept, op)?;
+        let moved = moved.lock().ok().and_then(|mut moved| moved.take()).unwrap_or_default();
+        for (norm, (mean, var)) in norms.into_iter().flatten().zip(moved.into_iter().flatten()) {
+            follow(norm.running_mean(), mean, norm.momentum())?;
+            follow(norm.running_var(), var, norm.momentum())?;
+        }
+        Ok(Some(out))
+    }
+}
+
+impl MapOps for KernelMaps {
+    fn enter(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(images.permute((0, 2, 3, 1))?.contiguous()?)
+    }
+
+    fn leave(&self, map: &Tensor) -> Result<Tensor> {
+        Ok(map.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+
+    fn conv(&self, conv: &Conv, map: &Tensor, statistics: Statistics) -> Result<Tensor> {
+        let link = Link::plain(conv.spec.act);
+        match self.chain(&[conv], link, map, &PerGate { spatial: None, channel: None }, statistics)? {
+            Some(out) => Ok(out),
+            None => self.enter(&Plain.conv(conv, &self.leave(map)?, statistics)?),
+        }
+    }
+
+    fn residual(
+        &self,
+        block: &Residual,
+        map: &Tensor,
+        keep: &PerGate<Tensor>,
+        statistics: Statistics,
+    ) -> Result<Tensor> {
+        let mut links: Vec<&Conv> = block.convs.iter().collect();
+        if let (Shortcut::Projection(_), Some(projection)) = (&block.spec.shortcut, &block.projection) {
+            links.push(projection);
+        }
+        let fast = match Link::of(&block.spec).filter(|_| !block.squeezes()) {
+            Some(link) => self.chain(&links, link, map, keep, statistics)?,
+            None => None,
+        };
+        match fast {
+            Some(out) => Ok(out),
+            None => self.enter(&Plain.residual(block, &self.leave(map)?, keep, statistics)?),
+        }
+    }
+
+    fn pool(&self, map: &Tensor, grid: MapSize) -> Result<Tensor> {
+        Ok(map.contiguous()?.apply_op1(PoolOp { grid, workers: self.workers.clone() })?)
+    }
+}
+
+/// All that is trained in the links, flat, in the order that [`Chain`] expects.
+fn parameters(links: &[&Conv]) -> Result<Vec<Tensor>> {
+    let mut parts = Vec::new();
+    for conv in links {
+        parts.push(conv.weight.flatten_all()?);
+        match conv.norm.as_ref().and_then(BatchNorm::weight_and_bias) {
+            Some((weight, bias)) => parts.extend([weight.clone(), bias.clone()]),
+            None => parts.extend(conv.bias.clone()),
+        }
+    }
+    Ok(parts)
+}
+
+/// Running mean and variance.
+fn stored(norm: &BatchNorm) -> Result<(Vec<f32>, Vec<f32>)> {
+    Ok((norm.running_mean().to_vec1()?, norm.running_var().to_vec1()?))
+}
+
+/// Moves a stored statistic towards the batch's.
+fn follow(stored: &Tensor, batch: Vec<f32>, momentum: f64) -> Result<()> {
+    let variable = Var::from_tensor(stored).context("a running statistic is a variable")?;
+    let batch = Tensor::new(batch, stored.device())?;
+    Ok(variable.set(&((stored * (1.0 - momentum))? + (batch * momentum)?)?)?)
+}

@@ -1,0 +1,203 @@
+//! One convolution with its normalisation and activation.
+
+use anyhow::Result;
+use laud_kernels::gather_gemm::{Filter, FilterSpec};
+use laud_kernels::{Act, ConvGeometry, Extent, Isa};
+use laud_models::{Activation, ConvSpec, MapSize};
+
+/// What a chain's convolution is, and where its parameters lie among the chain's.
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    /// On an input with its border.
+    pub(super) geometry: ConvGeometry,
+    pub(super) input: Extent,
+    /// Zero rows above and columns left of the input.
+    border: Extent,
+    pub(super) act: Act,
+    pub(super) eps: Option<f32>,
+    /// Where `[c_out, c_in, k, k]` starts.
+    weight_at: usize,
+    /// Where the normalisation's weights start.
+    pub(super) gamma_at: Option<usize>,
+    /// Where its biases, or those of a convolution without normalisation, start.
+    pub(super) beta_at: Option<usize>,
+    pub(super) params_end: usize,
+}
+
+impl Unit {
+    /// `None` for what only candle computes.
+    pub(super) fn new(spec: &ConvSpec, input: MapSize, params_at: usize) -> Option<Self> {
+        let output = spec.output_size(input)?;
+        let side = |out: usize| (out - 1) * spec.stride + spec.kernel;
+        let wide = [spec.pad.top, spec.pad.left, spec.pad.bottom, spec.pad.right]
+            .iter()
+            .any(|&pad| pad >= spec.kernel);
+        if wide || spec.groups != 1 || spec.norm.is_some() && spec.bias.is_some() {
+            return None;
+        }
+        let geometry = ConvGeometry {
+            input: Extent { h: side(output.h), w: side(output.w) },
+            output: Extent { h: output.h, w: output.w },
+            c_in: spec.c_in,
+            c_out: spec.c_out,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            pad_top: 0,
+            pad_left: 0,
+            groups: 1,
+        };
+        let mut end = params_at + geometry.weights();
+        let mut channels = |present: bool| {
+            present.then(|| {
+                end += spec.c_out;
+                end - spec.c_out
+            })
+        };
+        let gamma_at = channels(spec.norm.is_some());
+        let beta_at = channels(spec.norm.is_some() || spec.bias.is_some());
+        Some(Self {
+            geometry,
+            input: Extent { h: input.h, w: input.w },
+            border: Extent { h: spec.pad.top, w: spec.pad.left },
+            act: act(spec.act),
+            eps: spec.norm.as_ref().map(|norm| norm.eps),
+            weight_at: params_at,
+            gamma_at,
+            beta_at,
+            params_end: end,
+        })
+    }
+
+    pub(super) fn output_map(&self) -> MapSize {
+        MapSize { h: self.geometry.output.h, w: self.geometry.output.w }
+    }
+
+    /// Values of a sample's output.
+    pub(super) fn output_len(&self) -> usize {
+        self.geometry.output.pixels() * self.geometry.c_out
+    }
+
+    /// Values of a sample's input, without border.
+    pub(super) fn input_len(&self) -> usize {
+        self.input.pixels() * self.geometry.c_in
+    }
+
+    /// One of the normalisation's parameters, or `default`.
+    pub(super) fn channels(&self, params: &[f32], at: Option<usize>, default: f32) -> Vec<f32> {
+        match at {
+            Some(at) => params[at..at + self.geometry.c_out].to_vec(),
+            None => vec![default; self.geometry.c_out],
+        }
+    }
+
+    /// The weights for the way forward.
+    pub(super) fn filter(&self, isa: Isa, params: &[f32]) -> Result<Filter<f32>> {
+        let g = &self.geometry;
+        let mut weight = vec![0.0; g.weights()];
+        self.each_weight(|torch, [o, c, r, s]| {
+            weight[((o * g.kernel + r) * g.kernel + s) * g.c_in + c] = params[torch];
+        });
+        pack(isa, *g, &weight)
+    }
+
+    /// The weights for the way back: mirrored, inputs and outputs exchanged.
+    pub(super) fn back_filter(&self, isa: Isa, params: &[f32]) -> Result<Filter<f32>> {
+        let g = &self.geometry;
+        let k = g.kernel;
+        let mut weight = vec![0.0; g.weights()];
+        self.each_weight(|torch, [o, c, r, s]| {
+            weight[((c * k + k - 1 - r) * k + k - 1 - s) * g.c_out + o] = params[torch];
+        });
+        let geometry = ConvGeometry {
+            input: self.spread_map(),
+            output: self.input,
+            c_in: g.c_out,
+            c_out: g.c_in,
+            stride: 1,
+            ..*g
+        };
+        pack(isa, geometry, &weight)
+    }
+
+    /// Adds a gradient in `[r, s, c, k]` to the parameters' gradient.
+    pub(super) fn add_weight_grad(&self, grad: &[f32], params: &mut [f32]) {
+        let g = &self.geometry;
+        self.each_weight(|torch, [o, c, r, s]| {
+            params[torch] += grad[((r * g.kernel + s) * g.c_in + c) * g.c_out + o];
+        });
+    }
+
+    /// Calls with every weight's place and `[o, c, r, s]`.
+    fn each_weight(&self, mut f: impl FnMut(usize, [usize; 4])) {
+        let g = &self.geometry;
+        let mut at = self.weight_at;
+        for o in 0..g.c_out {
+            for c in 0..g.c_in {
+                for r in 0..g.kernel {
+                    for s in 0..g.kernel {
+                        f(at, [o, c, r, s]);
+                        at += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts a sample's input into its border: `line(y, to)` writes row `y`.
+    pub(super) fn place(
+        &self,
+        bordered: &mut Vec<f32>,
+        mut line: impl FnMut(usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let g = &self.geometry;
+        bordered.clear();
+        bordered.resize(g.input.pixels() * g.c_in, 0.0);
+        let rows = self.input.h.min(g.input.h - self.border.h);
+        let width = self.input.w.min(g.input.w - self.border.w) * g.c_in;
+        for y in 0..rows {
+            let start = ((y + self.border.h) * g.input.w + self.border.w) * g.c_in;
+            line(y, &mut bordered[start..start + width])?;
+        }
+        Ok(())
+    }
+
+    /// Size of the map that [`spread`](Self::spread) makes.
+    fn spread_map(&self) -> Extent {
+        let side = |n: usize| n + self.geometry.kernel - 1;
+        Extent { h: side(self.input.h), w: side(self.input.w) }
+    }
+
+    /// Puts a sample's output gradient where the mirrored convolution reads it.
+    pub(super) fn spread(&self, grad: &[f32], spread: &mut Vec<f32>) {
+        let g = &self.geometry;
+        let map = self.spread_map();
+        spread.clear();
+        spread.resize(map.pixels() * g.c_out, 0.0);
+        let (top, left) = (g.kernel - 1 - self.border.h, g.kernel - 1 - self.border.w);
+        for (y, line) in grad.chunks_exact(g.output.w * g.c_out).enumerate() {
+            let start = ((y * g.stride + top) * map.w + left) * g.c_out;
+            let to = &mut spread[start..];
+            if g.stride == 1 {
+                to[..line.len()].copy_from_slice(line);
+                continue;
+            }
+            for (x, pixel) in line.chunks_exact(g.c_out).enumerate() {
+                to[x * g.stride * g.c_out..][..g.c_out].copy_from_slice(pixel);
+            }
+        }
+    }
+}
+
+fn pack(isa: Isa, geometry: ConvGeometry, weight: &[f32]) -> Result<Filter<f32>> {
+    let bias = vec![0.0; geometry.c_out];
+    let spec = FilterSpec { geometry, weight, bias: &bias, input_constant: None, output_constant: None };
+    Ok(Filter::pack(isa, &spec)?)
+}
+
+pub(super) fn act(act: Activation) -> Act {
+    match act {
+        Activation::None => Act::None,
+        Activation::Relu => Act::Relu,
+        Activation::Relu6 => Act::Relu6,
+    }
+}

@@ -1,0 +1,117 @@
+//! Threads and their working memory.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use laud_kernels::gather_gemm::{Filter, GatherGemm, Placement, Scratch, run};
+use laud_kernels::{Act, ActiveSet, Channels, Isa, Rows, Team};
+use rayon::ThreadPool;
+
+/// Pieces that a batch is cut into, on any number of threads.
+const PIECES: usize = 16;
+
+/// The threads that share a batch.
+pub(super) struct Workers {
+    pub(super) isa: Isa,
+    pool: Arc<ThreadPool>,
+    idle: Mutex<Vec<Work>>,
+}
+
+/// Working memory of one thread.
+pub(super) struct Work {
+    gemm: [Scratch<f32>; 1],
+    /// Maps of one sample.
+    pub(super) bordered: Vec<f32>,
+    pub(super) spread: Vec<f32>,
+    pub(super) grad: Vec<f32>,
+    pub(super) map: Vec<f32>,
+    /// Per channel.
+    pub(super) scale: Vec<f32>,
+    pub(super) shift: Vec<f32>,
+    /// Per pixel.
+    pub(super) weight: Vec<f32>,
+    pub(super) dots: Vec<f32>,
+}
+
+impl Workers {
+    pub(super) fn new(isa: Isa, threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("threads")?;
+        Ok(Self { isa, pool: Arc::new(pool), idle: Mutex::new(Vec::new()) })
+    }
+
+    /// Samples of a piece of a batch of `n`.
+    pub(super) fn samples(n: usize) -> usize {
+        n.div_ceil(PIECES).max(1)
+    }
+
+    /// Runs `program` with the pool's threads.
+    pub(super) fn install<R: Send>(&self, program: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(program)
+    }
+
+    /// Lends working memory.
+    pub(super) fn with<R>(&self, job: impl FnOnce(&mut Work) -> Result<R>) -> Result<R> {
+        let idle = || self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let borrowed = idle().pop();
+        let mut work = match borrowed {
+            Some(work) => work,
+            None => Work::new()?,
+        };
+        let outcome = job(&mut work);
+        idle().push(work);
+        outcome
+    }
+}
+
+impl Work {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            gemm: [Scratch::new()?],
+            bordered: vec![],
+            spread: vec![],
+            grad: vec![],
+            map: vec![],
+            scale: vec![],
+            shift: vec![],
+            weight: vec![],
+            dots: vec![],
+        })
+    }
+}
+
+/// A convolution of one sample whose border is in place.
+pub(super) fn convolve(
+    isa: Isa,
+    gemm: &mut [Scratch<f32>; 1],
+    filter: &Filter<f32>,
+    input: &[f32],
+    output: &mut [f32],
+) -> Result<()> {
+    let g = filter.geometry();
+    let (rows, c_in, c_out) =
+        (Rows::all(1, g.output.pixels()), Channels::all(g.c_in), Channels::all(g.c_out));
+    let call = GatherGemm {
+        active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
+        input,
+        input_rows: Placement::Natural,
+        output,
+        output_rows: Placement::Natural,
+        residual: false,
+        act: Act::None,
+    };
+    Ok(Team::scope(None, |team| run(isa, team, filter, gemm, call))?)
+}
+
+impl Work {
+    /// [`convolve`] of `self.bordered` to `output`.
+    pub(super) fn forward(&mut self, isa: Isa, filter: &Filter<f32>, output: &mut [f32]) -> Result<()> {
+        convolve(isa, &mut self.gemm, filter, &self.bordered, output)
+    }
+
+    /// [`convolve`] of `self.spread` to `self.map`.
+    pub(super) fn backward(&mut self, isa: Isa, filter: &Filter<f32>) -> Result<()> {
+        let g = filter.geometry();
+        self.map.resize(g.output.pixels() * g.c_out, 0.0);
+        convolve(isa, &mut self.gemm, filter, &self.spread, &mut self.map)
+    }
+}

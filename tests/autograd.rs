@@ -1,0 +1,124 @@
+//! The runtime's kernels as candle operations: values and gradients against candle's own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Result;
+use candle_core::{Tensor, Var};
+use laud::autograd::KernelMaps;
+use laud::train::{
+    Decisions, MapOps, MaskedNetwork, Plain, Sampling, Statistics, random_images, random_weights,
+};
+use laud_models::{NetConfig, NetSpec, ParameterKind};
+
+/// Networks that together have every kind of block, gate and shortcut; odd maps and widths among them.
+const NETWORKS: [&str; 9] = [
+    r#"{"arch": "resnet20", "input_size": 8}"#,
+    r#"{"arch": "resnet20", "depths": [2, 2], "widths": [5, 9], "stem_width": 5, "input_size": 7}"#,
+    r#"{"arch": "resnet20", "input_size": 12, "dyn_mode": "layer"}"#,
+    r#"{"arch": "resnet20", "input_size": 12, "dyn_mode": "spatial", "spatial_granularity": [4, 2, 1]}"#,
+    r#"{"arch": "resnet20", "input_size": 8, "dyn_mode": "channel", "channel_granularity": 4}"#,
+    r#"{"arch": "resnet20", "depths": [1, 2], "widths": [8, 16], "input_size": 8, "dyn_mode": "both",
+        "spatial_granularity": 2, "channel_granularity": 2}"#,
+    r#"{"arch": "resnet", "depths": [2, 1], "widths": [8, 16], "stem_width": 8, "input_size": 16, "num_classes": 5,
+        "dyn_mode": "both", "spatial_granularity": 1, "channel_granularity": 2, "channel_masker": "conv_linear",
+        "reduction": 2}"#,
+    r#"{"arch": "regnet", "depths": [1, 1], "widths": [8, 16], "group_widths": 8, "stem_width": 8, "input_size": 16,
+        "num_classes": 5, "dyn_mode": "channel", "channel_granularity": 2}"#,
+    r#"{"arch": "mobilenet_v2", "width_mult": 0.25, "input_size": 32, "num_classes": 5, "dyn_mode": "layer"}"#,
+];
+
+struct Outcome {
+    logits: Vec<f32>,
+    /// By name: gradients, and running statistics afterwards.
+    tensors: HashMap<String, Vec<f32>>,
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Fixed numbers of a shape: no two tensors have the same.
+fn numbers(name: &str, shape: &[usize]) -> Result<Tensor> {
+    let mut state = name.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let count = shape.iter().product();
+    Ok(Tensor::from_vec(
+        (0..count).map(|_| number()).collect::<Vec<f32>>(),
+        shape,
+        &candle_core::Device::Cpu,
+    )?)
+}
+
+fn step(spec: &NetSpec, maps: Arc<dyn MapOps>, statistics: Statistics) -> Outcome {
+    let kinds: HashMap<String, ParameterKind> =
+        spec.parameters().into_iter().map(|parameter| (parameter.name, parameter.kind)).collect();
+    let vars: HashMap<String, Var> = random_weights(spec, 3)
+        .unwrap()
+        .iter()
+        .map(|(name, tensor)| {
+            // Undecided gates: a channel that nobody keeps has no variance, and its gradient no digits.
+            let balanced = name.contains(".masker_channel.") && name.ends_with("bias");
+            let tensor = if balanced { tensor.zeros_like().unwrap() } else { tensor.clone() };
+            (name.clone(), Var::from_tensor(&tensor).unwrap())
+        })
+        .collect();
+    let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let network = MaskedNetwork::new(spec, &tensors).unwrap().with_maps(maps);
+    let images = random_images(spec, 6, 5).unwrap();
+    let decisions = Decisions::Sampled(Sampling { temperature: 1.5, noise: &numbers });
+    let activity = network.forward_train(&images, &decisions, statistics).unwrap();
+    let mut loss =
+        (&activity.logits * numbers("loss", activity.logits.dims()).unwrap()).unwrap().sum_all().unwrap();
+    for (index, keep) in activity.keep.iter().enumerate() {
+        for keep in [&keep.spatial, &keep.channel].into_iter().flatten() {
+            let part = (keep * numbers(&format!("keep {index}"), keep.dims()).unwrap()).unwrap();
+            loss = (loss + part.sum_all().unwrap()).unwrap();
+        }
+    }
+    let grads = loss.backward().unwrap();
+    let tensors = vars.iter().map(|(name, var)| {
+        let tensor = match kinds[name] {
+            ParameterKind::Learned => {
+                values(grads.get(var).unwrap_or_else(|| panic!("no gradient of {name}")))
+            }
+            ParameterKind::Statistic => values(var),
+        };
+        (name.clone(), tensor)
+    });
+    Outcome { logits: values(&activity.logits), tensors: tensors.collect() }
+}
+
+fn assert_near(got: &[f32], want: &[f32], what: &str) {
+    let scale = want.iter().fold(1e-2f32, |most, value| most.max(value.abs()));
+    let worst = got.iter().zip(want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+    assert!(got.len() == want.len() && worst <= 2e-4 * scale, "{what}: {worst} off, largest {scale}");
+}
+
+#[test]
+fn values_and_gradients_equal_candles() {
+    for config in NETWORKS {
+        let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+        for statistics in [Statistics::Stored, Statistics::Batch] {
+            let want = step(&spec, Arc::new(Plain), statistics);
+            let got = step(&spec, Arc::new(KernelMaps::new(2).unwrap()), statistics);
+            assert_near(&got.logits, &want.logits, config);
+            for (name, want) in &want.tensors {
+                assert_near(&got.tensors[name], want, &format!("{name} of {config}, {statistics:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let config = r#"{"arch": "resnet20", "input_size": 8, "dyn_mode": "layer"}"#;
+    let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+    let run = |threads| step(&spec, Arc::new(KernelMaps::new(threads).unwrap()), Statistics::Batch);
+    let (one, three) = (run(1), run(3));
+    assert_eq!(one.logits, three.logits);
+    assert_eq!(one.tensors, three.tensors);
+}
