@@ -8,6 +8,7 @@
 //! `cli` the program from outside ·
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
+//! `training_step` steps of training against PyTorch ·
 //! `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
@@ -28,3 +29,4 @@ mod oracle_cases;
 mod parity;
 mod plan;
 mod session;
+mod training_step;

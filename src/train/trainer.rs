@@ -179,16 +179,8 @@ impl Trainer {
         if !loss.is_finite() {
             bail!("step {}: the loss is {loss}; a smaller learning rate may help", self.step + 1);
         }
-        let grads = losses.total.backward()?;
         let lr = cosine(self.recipe.first_lr(), self.step, self.steps);
-        for (name, (variable, kind)) in &self.variables {
-            let gate = is_gate(name);
-            if *kind == ParameterKind::Learned && (gate || self.recipe.train == Trained::All) {
-                let factor = if gate { self.recipe.gate_factor() } else { 1.0 };
-                self.sgd.step(name, variable, &grads, lr * factor)?;
-            }
-        }
-        self.step += 1;
+        self.descend(&losses, lr)?;
         Ok(StepReport {
             step: self.step,
             loss,
@@ -200,6 +192,20 @@ impl Trainer {
             images: images.dim(0)?,
             lr,
         })
+    }
+
+    /// Moves the weights down the gradient of the losses' total; counts as a step.
+    pub fn descend(&mut self, losses: &Losses, lr: f64) -> Result<()> {
+        let grads = losses.total.backward()?;
+        for (name, (variable, kind)) in &self.variables {
+            let gate = is_gate(name);
+            if *kind == ParameterKind::Learned && (gate || self.recipe.train == Trained::All) {
+                let factor = if gate { self.recipe.gate_factor() } else { 1.0 };
+                self.sgd.step(name, variable, &grads, lr * factor)?;
+            }
+        }
+        self.step += 1;
+        Ok(())
     }
 
     /// The losses of the next step, with their graph.
