@@ -134,6 +134,16 @@ fn the_executor_knows_neither_candle_nor_fitting() {
 }
 
 #[test]
+fn training_is_made_fast_from_outside() {
+    let src = sources(&["src"]);
+    let why = "train takes its fast operations as a trait object; autograd knows kernels and that trait";
+    forbid(&src, "src/train", &["crate::autograd"], why);
+    let above =
+        ["crate::exec", "crate::plan", "crate::gate", "crate::session", "crate::Session", "crate::cli"];
+    forbid(&src, "src/autograd", &above, why);
+}
+
+#[test]
 fn the_oracle_shares_nothing_with_what_it_checks() {
     let names =
         ["laud_kernels", "crate::exec", "crate::plan", "crate::gate", "crate::session", "crate::Session"];

@@ -9,6 +9,7 @@
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
+//! `course` whole trainings, cut off and gone on with ·
 //! `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
@@ -18,6 +19,7 @@ mod autograd;
 mod calibrate;
 mod cli;
 mod compare;
+mod course;
 mod cuda;
 mod execute;
 mod executor_fixtures;

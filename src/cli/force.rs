@@ -1,8 +1,8 @@
 //! `--density`, `--pattern`, `--seed`: decisions that are forced instead of learned.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use laud::gate::{Given, Learned, Pattern, Policy};
+use laud::gate::{Given, Pattern, Policy, named};
 use laud_models::NetSpec;
 
 #[derive(Args)]
@@ -11,6 +11,9 @@ pub(super) struct ForceArgs {
     /// Force this share of every gate's units, 0..=1; a static network gets untrained gates for it
     #[arg(long, value_name = "D", value_delimiter = ',', value_parser = super::parse::density)]
     pub(super) density: Vec<f64>,
+    /// Who decides: learned, threshold:T (keep margins of at least T), random:RATE, always or never
+    #[arg(long, value_name = "NAME", default_value = "learned", conflicts_with = "density")]
+    policy: String,
     /// How forced patches lie on the map
     #[arg(long, value_name = "PATTERN", default_value = "clustered", requires = "density")]
     pattern: PatternArg,
@@ -35,7 +38,7 @@ impl ForceArgs {
         samples: usize,
         density: Option<f64>,
     ) -> Result<Box<dyn Policy>> {
-        let Some(density) = density else { return Ok(Box::new(Learned)) };
+        let Some(density) = density else { return named(&self.policy, self.seed).context("--policy") };
         let pattern = match self.pattern {
             PatternArg::Clustered => Pattern::Clustered,
             PatternArg::Scattered => Pattern::Scattered,

@@ -68,7 +68,7 @@ struct Changes {
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Learning rate at the start [default: 0.02 for every 256 images of a step]
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", allow_negative_numbers = true)]
     lr: Option<f64>,
     /// Factor on the learning rate of gates [default: 1]
     #[arg(long, value_name = "F")]

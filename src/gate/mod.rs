@@ -5,8 +5,16 @@
 //! the executor neither knows nor cares, it computes what is kept.
 
 mod given;
+mod named;
+mod random_rate;
+mod ranked;
+mod threshold;
 
 pub use given::{Given, Pattern, Recorded};
+pub use named::named;
+pub use random_rate::RandomRate;
+pub use ranked::{BlockScores, Ranked};
+pub use threshold::Threshold;
 
 /// What a policy decides about in one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,5 +98,25 @@ impl Policy for Always {
 impl Decisions for Always {
     fn decide(&self, _units: Units, keep: &mut [bool]) {
         keep.fill(true);
+    }
+}
+
+/// Keeps nothing: the shortcuts alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Never;
+
+impl Policy for Never {
+    fn name(&self) -> &str {
+        "never"
+    }
+
+    fn rule(&self) -> Rule<'_> {
+        Rule::Given(self)
+    }
+}
+
+impl Decisions for Never {
+    fn decide(&self, _units: Units, keep: &mut [bool]) {
+        keep.fill(false);
     }
 }

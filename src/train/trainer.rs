@@ -222,9 +222,8 @@ impl Trainer {
             let value = |_| if noisy { random.gumbel() as f32 } else { 0.0 };
             Ok(Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu)?)
         };
-        // The official bounds move by whole epochs.
-        let epoch = (done * recipe.epochs as f64).floor() / recipe.epochs as f64;
-        self.losses_under(images, labels, Sampling { temperature, noise: &noise }, epoch)
+        // By steps; the official bounds move by whole epochs, which for many epochs is the same.
+        self.losses_under(images, labels, Sampling { temperature, noise: &noise }, done)
     }
 
     /// The losses under given noise, when `progress` (`0..=1`) of the training is over.

@@ -1,0 +1,182 @@
+//! A whole training: cut off and gone on with, and what errors leave behind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::bail;
+use laud::autograd::KernelMaps;
+use laud::checkpoint::Checkpoint;
+use laud::train::{Cost, Course, Event, Recipe, Setup, Trainer, initial_weights, steps_per_epoch};
+use laud::vision::Batches;
+use laud_models::{NetConfig, NetSpec};
+
+const CONFIG: &str =
+    r#"{"arch": "cifar_resnet", "depths": [1, 1], "widths": [4, 8], "stem_width": 4, "dyn_mode": "layer"}"#;
+
+fn recipe() -> Recipe {
+    Recipe { epochs: 3, batch: 8, target: Some(0.5), seed: 5, ..Recipe::default() }
+}
+
+fn course<'a>(folder: &Path, data: &'a Batches, recipe: Recipe) -> Course<'a> {
+    let config = NetConfig::from_json(CONFIG).unwrap();
+    let spec = config.build().unwrap();
+    let trainer = Trainer::new(Setup {
+        weights: initial_weights(&spec, recipe.seed, recipe.gate_bias()).unwrap(),
+        teacher: None,
+        cost: Some(Cost::macs(&spec, recipe.rate_gradient()).unwrap()),
+        steps: recipe.epochs * steps_per_epoch(data.len(), recipe.batch).unwrap(),
+        maps: Arc::new(KernelMaps::new(2).unwrap()),
+        spec,
+        recipe,
+    })
+    .unwrap();
+    Course::new(folder, (trainer, config), data, Some(data), 2, BTreeMap::new()).unwrap()
+}
+
+fn images() -> Batches {
+    let spec: NetSpec = NetConfig::from_json(CONFIG).unwrap().build().unwrap();
+    Batches::new(laud::zoo::cifar10_images().unwrap(), &spec.input).unwrap()
+}
+
+fn read(folder: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(folder.join(file)).unwrap()
+}
+
+#[test]
+fn a_training_that_was_cut_off_ends_with_the_same_weights() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+    course(&whole, &data, recipe()).run(|_| Ok(())).unwrap();
+    // Between two saved states, behind one, and in the first epoch's evaluation.
+    for at in [3, 5, 8] {
+        let mut course = course(&cut, &data, recipe());
+        course.resume().unwrap();
+        let stopped = course.run(|event| match event {
+            Event::Step(report) if report.step == at => bail!("cut off"),
+            _ => Ok(()),
+        });
+        assert_eq!(stopped.unwrap_err().to_string(), "cut off");
+    }
+    let mut last = course(&cut, &data, recipe());
+    assert!(last.resume().unwrap());
+    last.run(|_| Ok(())).unwrap();
+    for file in ["model.safetensors", "state.safetensors", "log.jsonl"] {
+        assert!(read(&whole, file) == read(&cut, file), "{file}");
+    }
+    let log = String::from_utf8(read(&whole, "log.jsonl")).unwrap();
+    let epochs = log.lines().filter(|line| line.contains("top1")).count();
+    assert_eq!((log.lines().count(), epochs), (12 + 3, 3));
+}
+
+#[test]
+fn another_recipe_does_not_go_on_from_a_state() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    course(folder.path(), &data, recipe()).run(|_| Ok(())).unwrap();
+    let other = Recipe { seed: 6, ..recipe() };
+    let message = course(folder.path(), &data, other).resume().unwrap_err().to_string();
+    assert!(message.contains("state.safetensors: is of another training"), "{message}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_leaves_the_last_good_state() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    let wild = Recipe { lr: Some(1e12), epochs: 40, ..recipe() };
+    let error = course(folder.path(), &data, wild).run(|_| Ok(())).unwrap_err();
+    let message = format!("{error:#}");
+    assert!(message.contains("the loss is") && message.contains("training stopped"), "{message}");
+    let state = folder.path().join("state.safetensors");
+    assert!(!state.exists() || Checkpoint::open(&state).is_ok());
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named_and_the_state_before_stays() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    let mut first = course(folder.path(), &data, recipe());
+    let stop = first.run(|event| match event {
+        Event::Step(report) if report.step == 3 => bail!("enough"),
+        _ => Ok(()),
+    });
+    assert!(stop.is_err());
+    let before = read(folder.path(), "state.safetensors");
+    // A folder in the place of the file: the rename fails, as writing does on a full disk.
+    std::fs::create_dir_all(folder.path().join("model.safetensors/in the way")).unwrap();
+    let mut second = course(folder.path(), &data, recipe());
+    assert!(second.resume().unwrap());
+    let message = format!("{:#}", second.run(|_| Ok(())).unwrap_err());
+    assert!(message.contains("model.safetensors") && message.contains("last good state"), "{message}");
+    assert!(Checkpoint::open(&folder.path().join("state.safetensors")).is_ok());
+    assert!(!before.is_empty());
+}
+
+fn laud(arguments: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_laud")).arg("train").args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_command_trains_gates_that_other_commands_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let records = laud_models::zoo::CIFAR10_IMAGES;
+    let (learn, test) = records.split_at(16 * 3073);
+    std::fs::write(path("learn.bin"), learn).unwrap();
+    std::fs::write(path("test.bin"), test).unwrap();
+    let arguments = [
+        "--data",
+        &path("learn.bin"),
+        "--held-out",
+        &path("test.bin"),
+        "--validation",
+        &path("test.bin"),
+        "--out",
+        &path("out"),
+        "--model",
+        "cifar_resnet20",
+        "--mode",
+        "layer",
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--target",
+        "0.6",
+        "--threads",
+        "2",
+    ];
+    let (fine, out, error) = laud(&arguments);
+    assert!(fine && out.contains("epoch 1") && out.contains("validation top-1"), "{out}{error}");
+    let model = path("out/model.safetensors");
+    for command in [&["verify", "--model"][..], &["inspect", "--model"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_laud")).args(command).arg(&model).output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let (fine, _, error) = laud(&[&arguments[..1], &[&path("test.bin")], &arguments[2..]].concat());
+    assert!(!fine && error.contains("must not be learned from"), "{error}");
+}
+
+#[test]
+fn errors_of_the_command_name_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let jpk = [b"JPK1".as_slice(), &1u32.to_le_bytes(), &[3], &4u32.to_le_bytes(), b"junk"].concat();
+    std::fs::write(path("broken.jpk"), jpk).unwrap();
+    std::fs::write(path("few.bin"), &laud_models::zoo::CIFAR10_IMAGES[..3073]).unwrap();
+    std::fs::create_dir_all(folder.path().join("classes/cat")).unwrap();
+    let message = |data: &str, more: &[&str]| {
+        let (data, out) = (path(data), path("out"));
+        let arguments =
+            [&["--data", &data, "--out", &out, "--model", "resnet20", "--epochs", "1"], more].concat();
+        let (fine, _, error) = laud(&arguments);
+        assert!(!fine && error.starts_with("error: ") && error.trim().lines().count() == 1, "{error}");
+        error
+    };
+    assert!(message("broken.jpk", &["--batch", "1"]).contains("record 0"));
+    assert!(message("few.bin", &["--batch", "8"]).contains("fewer than the 8"));
+    assert!(message("classes", &[]).contains("no images"));
+    assert!(message("few.bin", &["--lr", "-1"]).contains("lr is -1"));
+    assert!(message("few.bin", &["--batch", "1", "--target", "0.5"]).contains("no gates"));
+    assert!(message("few.bin", &["--batch", "1", "--no-labels"]).contains("teacher"));
+}
