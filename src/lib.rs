@@ -17,13 +17,14 @@
 //!    [`Request`](exec::Request) asks for more: feature maps, masks, times.
 //! 6. The [`Trace`] counts multiply-accumulates and active units, block by block; [`report`] draws it.
 //! 7. A [`Policy`](gate::Policy) decides what a gate's numbers mean: [`Learned`](gate::Learned) is the trained rule,
-//!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions.
+//!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions; there are more,
+//!    and a policy of one's own is a type with two methods.
 //! 8. An [`ExecutionPlan`](plan::ExecutionPlan) says, block by block, from which density on gathering no longer pays.
 //!    It changes times, never results. [`calibrate`] measures a device once; [`plan::search`] chooses from the profile
 //!    that comes of it, and the session watches whether times are as expected ([`Watch`](exec::Watch)).
 //!
-//! [`train`] is the other half: the same networks with masks that multiply, in candle, slow and differentiable. The
-//! executor is tested against it.
+//! [`train`] is the other half: the same networks with masks that multiply, in candle, differentiable, and what trains them.
+//! The executor is tested against it. It is slow by itself; [`autograd`] computes its maps on the kernels.
 //!
 //! # What is on this photograph?
 //!
