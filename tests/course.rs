@@ -149,9 +149,9 @@ fn the_command_trains_gates_that_other_commands_load() {
     let (fine, out, error) = laud(&arguments);
     assert!(fine && out.contains("epoch 1") && out.contains("validation top-1"), "{out}{error}");
     let model = path("out/model.safetensors");
-    for command in [&["verify", "--model"][..], &["inspect", "--model"]] {
-        let output = Command::new(env!("CARGO_BIN_EXE_laud")).args(command).arg(&model).output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    for arguments in [vec!["eval", "--data", &path("test.bin"), "--model", &model], vec!["inspect", &model]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_laud")).args(&arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
     let (fine, _, error) = laud(&[&arguments[..1], &[&path("test.bin")], &arguments[2..]].concat());
     assert!(!fine && error.contains("must not be learned from"), "{error}");

@@ -1,6 +1,11 @@
 //! batch_norm on the CPU: 16 channels at a time, so that their coefficients and sums stay in registers while the rows of
 //! a sample pass by.
 
+#![expect(
+    clippy::extra_unused_type_parameters,
+    reason = "`dispatch` hands on the element type; training is f32"
+)]
+
 use super::{Affine, Centre, GradCoefficients, Join, JoinGrad, Sums, check, sloped};
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element, Isa, Result};

@@ -1,6 +1,11 @@
 //! filter_grad on the CPU: a register tile of some rows (taps × input channels) × one or two vectors of output channels
 //! stays in registers while all pixels of the sample pass by.
 
+#![expect(
+    clippy::extra_unused_type_parameters,
+    reason = "`dispatch` hands on the element type; training is f32"
+)]
+
 use super::FilterGrad;
 use crate::simd::{Simd, dispatch};
 use crate::{Element, Isa, Result};

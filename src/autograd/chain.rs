@@ -105,8 +105,11 @@ pub(super) struct Saved {
     pub(super) normed: Vec<Normed>,
 }
 
+/// Mean and variance of each channel.
+pub(super) type Moments = (Vec<f32>, Vec<f32>);
+
 /// Batch mean and unbiased variance of every unit that has a normalisation and was normalised with them.
-pub(super) type Moved = Vec<Option<(Vec<f32>, Vec<f32>)>>;
+pub(super) type Moved = Vec<Option<Moments>>;
 
 impl Normed {
     /// The normalisation of sample `i`, its mask folded in.
@@ -178,7 +181,7 @@ impl Chain {
     pub(super) fn forward(
         &self,
         inputs: Inputs<'_>,
-        stored: &[Option<(Vec<f32>, Vec<f32>)>],
+        stored: &[Option<Moments>],
     ) -> Result<(Vec<f32>, Saved, Moved)> {
         let mut normed: Vec<Normed> = Vec::with_capacity(self.units.len() + 1);
         let mut moved = Vec::with_capacity(self.units.len() + 1);
@@ -327,8 +330,8 @@ impl Source<'_> {
         &self,
         inputs: Inputs<'_>,
         keep: Vec<f32>,
-        stored: Option<&(Vec<f32>, Vec<f32>)>,
-    ) -> Result<(Normed, Option<(Vec<f32>, Vec<f32>)>)> {
+        stored: Option<&Moments>,
+    ) -> Result<(Normed, Option<Moments>)> {
         let Inputs { workers, n, params, .. } = inputs;
         let (unit, isa) = (self.unit, workers.isa);
         let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));

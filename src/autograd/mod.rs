@@ -25,7 +25,7 @@ use laud_kernels::Isa;
 use laud_models::{ConvSpec, MapSize, Shortcut};
 
 use crate::train::{Conv, MapOps, PerGate, Plain, Residual, Statistics};
-use chain::{Chain, Link};
+use chain::{Chain, Link, Moments};
 use op::ChainOp;
 use pool::PoolOp;
 use work::Workers;
@@ -135,7 +135,7 @@ fn parameters(links: &[&Conv]) -> Result<Vec<Tensor>> {
 }
 
 /// Running mean and variance.
-fn stored(norm: &BatchNorm) -> Result<(Vec<f32>, Vec<f32>)> {
+fn stored(norm: &BatchNorm) -> Result<Moments> {
     Ok((norm.running_mean().to_vec1()?, norm.running_var().to_vec1()?))
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 
-use super::chain::{Chain, Inputs, Moved, Saved};
+use super::chain::{Chain, Inputs, Moments, Moved, Saved};
 use super::work::Workers;
 use crate::train::Statistics;
 
@@ -14,7 +14,7 @@ pub(super) struct ChainOp {
     workers: Arc<Workers>,
     n: usize,
     statistics: Statistics,
-    stored: Vec<Option<(Vec<f32>, Vec<f32>)>>,
+    stored: Vec<Option<Moments>>,
     /// Whether a gradient of the map is wanted.
     wants_x: bool,
     saved: Mutex<Option<Saved>>,
@@ -27,7 +27,7 @@ impl ChainOp {
         workers: Arc<Workers>,
         n: usize,
         statistics: Statistics,
-        stored: Vec<Option<(Vec<f32>, Vec<f32>)>>,
+        stored: Vec<Option<Moments>>,
         wants_x: bool,
     ) -> Self {
         let (saved, moved) = (Mutex::new(None), Arc::default());
