@@ -13,10 +13,9 @@
 //! | | [`squeeze_excite`], [`max_pool`], [`mean_pool`], [`shortcut`] | what lies between and around them |
 //! | return | the last [`gather_gemm`] | the residual sum, in place, active rows only |
 //!
-//! [`Backend`] has every operation as a method; [`Cpu`] runs them here, [`cuda::Cuda`] on a GPU. Weights are prepared once and shared;
 //! Training needs two more, on slices: [`batch_norm`] with batch statistics and its gradient, and [`filter_grad`].
 //!
-//! [`Backend`] has every operation as a method; [`Cpu`] is the one there is. Weights are prepared once and shared;
+//! [`Backend`] has every operation as a method; [`Cpu`] runs them here, [`cuda::Cuda`] on a GPU. Weights are prepared once and shared;
 //! buffers and scratch belong to one inference. An operation checks its operands against its geometry before it
 //! touches them: what does not fit is an [`Error`] that names the operation and both sizes. Every operation has a
 //! definition in naive loops that it is tested against, and gives the same bits on any number of threads.
