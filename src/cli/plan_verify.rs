@@ -8,6 +8,7 @@ use laud::gate::Policy;
 use laud::plan::{Activity, ExecutionPlan, Route, Setting, lower, network_ns};
 use laud::predictor::profile::Profile;
 use laud::{Output, Session};
+use laud_models::SqueezePooling;
 use serde::Serialize;
 use std::io::Write;
 
@@ -108,7 +109,10 @@ pub(super) fn verify(
         let Some(gate) = &block.gate.spatial else { continue };
         let cells = gate.grid.h.max(gate.grid.w);
         let partly = outputs[0].trace.blocks[i].patches;
-        if cells == 1 || partly.active == 0 || partly.active == partly.total {
+        // Squeeze-excitation over every pixel leaves nothing to choose: all of them are computed.
+        let everywhere =
+            block.squeeze_excite.as_ref().is_some_and(|squeeze| squeeze.pooling == SqueezePooling::Dense);
+        if cells == 1 || everywhere || partly.active == 0 || partly.active == partly.total {
             continue;
         }
         let way = |plan: &ExecutionPlan| {
