@@ -113,7 +113,7 @@ fn damaged_and_foreign_profiles_are_errors() {
     fails(&plan, &["other.json"]);
     fs::write(&other, text.replace(laud::kernels::SOURCE_HASH, "0123456789abcdef")).unwrap();
     fails(&plan, &["other.json", "0123456789abcdef", "calibrate again"]);
-    fs::write(&other, text.replace("\"version\": ", "\"version\": 9")).unwrap();
+    fs::write(&other, text.replace("{\"version\":", "{\"version\":9")).unwrap();
     fails(&plan, &["other.json", "version"]);
     let csv = file.with_extension("csv");
     let table = fs::read_to_string(&csv).unwrap();

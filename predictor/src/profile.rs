@@ -126,7 +126,7 @@ impl Profile {
 
     /// As text, to be read by [`from_json`](Self::from_json).
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("numbers and text");
+        let mut text = serde_json::to_string(self).expect("numbers and text");
         text.push('\n');
         text
     }
@@ -289,7 +289,7 @@ mod tests {
         );
         assert!(said(&json[..json.len() / 2]).contains("cannot parse a profile"));
         assert!(said("").contains("cannot parse a profile"));
-        assert!(said(&json.replacen("\"version\": 1", "\"version\": 0", 1)).contains("version 0"));
+        assert!(said(&json.replacen("\"version\":1", "\"version\":0", 1)).contains("version 0"));
         let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
         let mut broken = |path: &str, to: serde_json::Value| {
             let before = std::mem::replace(value.pointer_mut(path).unwrap(), to);
