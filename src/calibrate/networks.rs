@@ -24,6 +24,8 @@ const NETWORKS: [(&str, &[f64]); 4] = [
 ];
 const ROUNDS: usize = 9;
 const WARM_UP: usize = 2;
+/// More than a microsecond does not pass between two calls: what looks like it is an error of the calls.
+const MOST_BETWEEN_NS: f64 = 1000.0;
 
 /// Part of an inference: its calls and how long they took together.
 struct Part {
@@ -107,16 +109,13 @@ fn fit(model: &Model, parts: &[Part]) -> Correction {
         sn += sum;
         cn += count;
     }
-    let alone = Correction { scale: if ss > 0.0 { sn / ss } else { 1.0 }, ..Correction::default() };
+    if ss <= 0.0 {
+        return Correction::default();
+    }
     let determinant = ss * cc - sc * sc;
-    if determinant <= 1e-9 * ss * cc {
-        return alone;
-    }
-    let (scale, per_call_ns) = ((sn * cc - cn * sc) / determinant, (cn * ss - sn * sc) / determinant);
-    match scale > 0.0 && per_call_ns >= 0.0 {
-        true => Correction { scale, per_call_ns, fixed_ns: 0.0 },
-        false => alone,
-    }
+    let free = if determinant > 1e-9 * ss * cc { (cn * ss - sn * sc) / determinant } else { 0.0 };
+    let per_call_ns = free.clamp(0.0, MOST_BETWEEN_NS);
+    Correction { scale: ((sn - per_call_ns * sc) / ss).max(0.1), per_call_ns, fixed_ns: 0.0 }
 }
 
 #[cfg(test)]
