@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_highest_scores_are_kept_for_every_sample() {
-        let config = r#"{"arch": "resnet20", "depths": [2, 2], "widths": [8, 8], "dyn_mode": "layer"}"#;
+        let config = r#"{"arch": "resnet20", "depths": [2, 2], "widths": [8, 8], "stem_width": 8, "dyn_mode": "layer"}"#;
         let spec = NetConfig::from_json(config).unwrap().build().unwrap();
         let scores: Vec<_> =
             [0.2, 0.9, 0.9, 0.1].map(|score| BlockScores { patches: vec![score], channels: vec![] }).to_vec();
