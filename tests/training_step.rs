@@ -1,4 +1,4 @@
-//! Two training steps against PyTorch, recorded by `fixtures/training_step.py`.
+//! Two training steps against PyTorch, recorded by `fixtures/training/training_step.py`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ struct Recorded {
 
 impl Recorded {
     fn open(mode: &str) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training");
         let file = Checkpoint::open(&folder.join(format!("training_step_{mode}.safetensors"))).unwrap();
         let tensor = |name: &String| {
             let shape = file.tensors()[name].shape.clone();

@@ -93,7 +93,7 @@ pub fn line(sample: &Sample) -> String {
     String::from_utf8(bytes).expect("written from text")
 }
 
-/// Reads what [`write`] writes.
+/// Reads what [`write()`] writes.
 ///
 /// # Errors
 /// Names line and column of the first field that is missing, not of its type, or an impossible number.

@@ -1,7 +1,7 @@
 //! Calibration: **sweep → time → fit → validate → profile**. A straight line that ends in a file.
 //!
 //! What is measured are the calls of the shipped networks and others drawn beside them ([`sweep`]), through the
-//! operations that an inference issues ([`Prober`](crate::exec::Prober)), and each measurement is on the disk before the
+//! operations that an inference issues ([`Prober`]), and each measurement is on the disk before the
 //! next is taken ([`Journal`]): whatever stops a calibration, the same command goes on where it was. The call that
 //! is measured next is the one the model is least sure of for its cost.
 
