@@ -3,10 +3,10 @@ use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::depthwise::{self, Depthwise};
 use crate::error::require;
 use crate::gate::{self, Decide, Linear, PatchGate};
-use crate::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Scratch};
+use crate::gather_gemm::{Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
-use crate::max_pool::{self, MaxPool};
-use crate::mean_pool::{self, MeanPool};
+use crate::max_pool::MaxPool;
+use crate::mean_pool::MeanPool;
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
 use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, Result, Rows, Team, Value};
@@ -220,7 +220,7 @@ impl<E: Element> Backend for Cpu<E> {
         let GatherGemm { active, input, input_rows, output, output_rows, residual, act } = call;
         let (input, output) = (input.as_slice(), output.as_mut_slice());
         let call = GatherGemm { active, input, input_rows, output, output_rows, residual, act };
-        gather_gemm::run(queue.isa, queue.team, filter, &mut queue.scratch.gemm, call)
+        E::gather_gemm(queue.isa, queue.team, filter, &mut queue.scratch.gemm, call)
     }
 
     fn depthwise(
@@ -231,19 +231,19 @@ impl<E: Element> Backend for Cpu<E> {
         let Depthwise { rows, channels, input, input_channels, output, output_rows, act } = call;
         let (input, output) = (input.as_slice(), output.as_mut_slice());
         let call = Depthwise { rows, channels, input, input_channels, output, output_rows, act };
-        depthwise::run(queue.isa, queue.team, filter, call)
+        E::depthwise(queue.isa, queue.team, filter, call)
     }
 
     fn max_pool(queue: &mut CpuQueue<'_, E>, call: MaxPool<'_, Buffer<E>>) -> Result<()> {
         let MaxPool { geometry, batch, input, output } = call;
         let (input, output) = (input.as_slice(), output.as_mut_slice());
-        max_pool::run(queue.isa, queue.team, MaxPool { geometry, batch, input, output })
+        E::max_pool(queue.isa, queue.team, MaxPool { geometry, batch, input, output })
     }
 
     fn mean_pool(queue: &mut CpuQueue<'_, E>, call: MeanPool<'_, Buffer<E>, Vec<f32>>) -> Result<()> {
         let MeanPool { rows, channels, input, input_rows, mean, output } = call;
         let (input, output) = (input.as_slice(), &mut output[..]);
-        mean_pool::run(queue.isa, queue.team, MeanPool { rows, channels, input, input_rows, mean, output })
+        E::mean_pool(queue.isa, queue.team, MeanPool { rows, channels, input, input_rows, mean, output })
     }
 
     fn squeeze_excite(
@@ -254,7 +254,7 @@ impl<E: Element> Backend for Cpu<E> {
         let SqueezeExcite { rows, channels, data, data_rows, mean } = call;
         let data = data.as_mut_slice();
         let call = SqueezeExcite { rows, channels, data, data_rows, mean };
-        squeeze_excite::run(queue.isa, queue.team, weights, &mut queue.scratch.squeeze, call)
+        E::squeeze_excite(queue.isa, queue.team, weights, &mut queue.scratch.squeeze, call)
     }
 
     fn pad_channels(queue: &mut CpuQueue<'_, E>, call: PadChannels<'_, Buffer<E>>) -> Result<()> {
@@ -272,7 +272,7 @@ impl<E: Element> Backend for Cpu<E> {
         map: Extent,
         margins: &mut Vec<f32>,
     ) -> Result<()> {
-        gate::patch(queue.isa, queue.team, gate, input.as_slice(), batch, map, margins)
+        E::patch_gate(queue.isa, queue.team, gate, input.as_slice(), batch, map, margins)
     }
 
     fn linear(

@@ -1,5 +1,6 @@
 //! Element types of activations and weights.
 
+use crate::compiled::Compiled;
 use half::bf16;
 
 /// Name of an element type.
@@ -12,7 +13,7 @@ pub enum DType {
 }
 
 /// What activations and weights are stored as. Arithmetic is always accumulated in f32.
-pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {
+pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug + Compiled {
     /// Its name.
     const DTYPE: DType;
     /// Rounds to nearest even.

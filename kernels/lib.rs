@@ -85,6 +85,7 @@ mod backend;
 pub mod batch_norm;
 mod buffer;
 pub mod compact;
+mod compiled;
 mod cpu;
 pub mod cuda;
 pub mod depthwise;
