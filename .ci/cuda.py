@@ -51,9 +51,10 @@ def compile(task):
     """The compiler's log, and whether it succeeded."""
     source, arch = task
     nvrtc = library(ARCHITECTURES[arch])
-    headers = sorted((KERNELS / "cuda").glob("*.h"))
-    names = (ctypes.c_char_p * len(headers))(*(header.name.encode() for header in headers))
-    texts = (ctypes.c_char_p * len(headers))(*(header.read_bytes() for header in headers))
+    headers = {header.name: header for header in (KERNELS / "cuda").glob("*.h")}
+    headers |= {str(header.relative_to(KERNELS)): header for header in KERNELS.glob("*/*.cuh")}
+    names = (ctypes.c_char_p * len(headers))(*(name.encode() for name in headers))
+    texts = (ctypes.c_char_p * len(headers))(*(header.read_bytes() for header in headers.values()))
     program = ctypes.c_void_p()
     path = str(source.relative_to(ROOT)).encode()
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), path, len(headers), texts, names):

@@ -30,8 +30,13 @@ units!(
 );
 
 /// What they include, by the name they include it by.
-pub(super) const HEADERS: [(&str, &str); 2] =
-    [("device.h", include_str!("device.h")), ("params.h", include_str!("params.h"))];
+pub(super) const HEADERS: [(&str, &str); 5] = [
+    ("device.h", include_str!("device.h")),
+    ("params.h", include_str!("params.h")),
+    ("gather_gemm/simt.cuh", include_str!("../gather_gemm/simt.cuh")),
+    ("gather_gemm/tensor_cores.cuh", include_str!("../gather_gemm/tensor_cores.cuh")),
+    ("gather_gemm/tile.cuh", include_str!("../gather_gemm/tile.cuh")),
+];
 
 /// How they are compiled, apart from the architecture.
 pub(super) const OPTIONS: [&str; 1] = ["--std=c++17"];
