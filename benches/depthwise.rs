@@ -47,19 +47,8 @@ fn measure<E: Element>(
     kernel: usize,
     stride: usize,
 ) {
-    let (input, pad) = (Extent { h: side, w: side }, kernel / 2);
-    let output = Extent { h: side / stride, w: side / stride };
-    let geometry = ConvGeometry {
-        input,
-        output,
-        c_in: c,
-        c_out: c,
-        kernel,
-        stride,
-        pad_top: pad,
-        pad_left: pad,
-        groups: c,
-    };
+    let geometry = ConvGeometry::per_channel(Extent { h: side, w: side }, c, kernel, stride, kernel / 2);
+    let ConvGeometry { input, output, .. } = geometry;
     let (weight, bias) = (vec![0.01; geometry.weights()], vec![0.1; c]);
     let spec =
         FilterSpec { geometry, weight: &weight, bias: &bias, input_constant: None, output_constant: None };

@@ -32,19 +32,9 @@ fn main() {
         (7, 2048, 512, 1, 1),
         (14, 1024, 2048, 1, 2),
     ] {
-        let (input, pad) = (Extent { h: side, w: side }, kernel / 2);
-        let output = Extent { h: side / stride, w: side / stride };
-        let geometry = ConvGeometry {
-            input,
-            output,
-            c_in,
-            c_out,
-            kernel,
-            stride,
-            pad_top: pad,
-            pad_left: pad,
-            groups: 1,
-        };
+        let input = Extent { h: side, w: side };
+        let geometry = ConvGeometry::padded(input, (c_in, c_out), kernel, stride, kernel / 2);
+        let output = geometry.output;
         let weight = vec![0.01; geometry.weights()];
         let bias = vec![0.1; c_out];
         let spec = FilterSpec {

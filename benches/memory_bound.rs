@@ -62,18 +62,8 @@ fn values<E: Element>(len: usize) -> Vec<E> {
 }
 
 fn max_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
-    let (input, output) = (Extent { h: side, w: side }, Extent { h: side / 2, w: side / 2 });
-    let geometry = ConvGeometry {
-        input,
-        output,
-        c_in: c,
-        c_out: c,
-        kernel: 3,
-        stride: 2,
-        pad_top: 1,
-        pad_left: 1,
-        groups: c,
-    };
+    let geometry = ConvGeometry::per_channel(Extent { h: side, w: side }, c, 3, 2, 1);
+    let ConvGeometry { input, output, .. } = geometry;
     let (x, mut y) = (values::<E>(input.pixels() * c), values::<E>(output.pixels() * c));
     Row {
         name: format!("max_pool 3×3/2, {side}²×{c}"),

@@ -45,17 +45,26 @@ pub struct ConvGeometry {
 impl ConvGeometry {
     /// A 1×1 convolution with stride 1 on maps of size `map`.
     pub fn pointwise(map: Extent, c_in: usize, c_out: usize) -> Self {
-        Self {
-            input: map,
-            output: map,
-            c_in,
-            c_out,
-            kernel: 1,
-            stride: 1,
-            pad_top: 0,
-            pad_left: 0,
-            groups: 1,
-        }
+        Self::padded(map, (c_in, c_out), 1, 1, 0)
+    }
+
+    /// A convolution in one group on maps of size `input` behind `pad` zeros on each of the four sides. A kernel that does
+    /// not fit gives one output pixel, which operations refuse where it lies outside.
+    pub fn padded(
+        input: Extent,
+        (c_in, c_out): (usize, usize),
+        kernel: usize,
+        stride: usize,
+        pad: usize,
+    ) -> Self {
+        let along = |n: usize| (n + 2 * pad).saturating_sub(kernel) / stride + 1;
+        let output = Extent { h: along(input.h), w: along(input.w) };
+        Self { input, output, c_in, c_out, kernel, stride, pad_top: pad, pad_left: pad, groups: 1 }
+    }
+
+    /// The same with every channel on its own: depthwise, or pooling.
+    pub fn per_channel(input: Extent, c: usize, kernel: usize, stride: usize, pad: usize) -> Self {
+        Self { groups: c, ..Self::padded(input, (c, c), kernel, stride, pad) }
     }
 
     /// Input channels of one group.

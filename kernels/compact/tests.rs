@@ -28,17 +28,7 @@ fn bools(random: &mut Random, len: usize, density: u64) -> Vec<bool> {
 
 #[test]
 fn a_pixel_behind_a_strided_convolution_asks_for_its_receptive_field() {
-    let conv = ConvGeometry {
-        input: Extent { h: 8, w: 8 },
-        output: Extent { h: 4, w: 4 },
-        c_in: 1,
-        c_out: 1,
-        kernel: 3,
-        stride: 2,
-        pad_top: 1,
-        pad_left: 1,
-        groups: 1,
-    };
+    let conv = ConvGeometry::padded(Extent { h: 8, w: 8 }, (1, 1), 3, 2, 1);
     let mut keep = [false; 16];
     keep[6] = true;
     let (mut active, mut halo, mut rows) = (BitMap::default(), BitMap::default(), Rows::default());
@@ -146,10 +136,8 @@ proptest! {
         (density, seed) in (0u64..5, any::<u64>()),
     ) {
         let (input, grid) = (Extent { h, w }, Extent { h: grid_h.min(h), w: grid_w.min(w) });
-        let pad = kernel / 2;
-        let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-        let output = Extent { h: along(h), w: along(w) };
-        let conv = ConvGeometry { input, output, c_in: 1, c_out: 1, kernel, stride, pad_top: pad, pad_left: pad, groups: 1 };
+        let conv = ConvGeometry::padded(input, (1, 1), kernel, stride, kernel / 2);
+        let output = conv.output;
         let grid = Extent { h: grid.h.min(output.h), w: grid.w.min(output.w) };
         let keep = bools(&mut Random(seed), batch * grid.pixels(), density);
         let (mut active, mut halo) = (BitMap::default(), BitMap::default());

@@ -37,10 +37,7 @@ impl Case {
 
 /// Depthwise convolution on an `h × w` map with the usual padding.
 fn conv(h: usize, w: usize, c: usize, kernel: usize, stride: usize) -> ConvGeometry {
-    let pad = kernel / 2;
-    let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-    let (input, output) = (Extent { h, w }, Extent { h: along(h), w: along(w) });
-    ConvGeometry { input, output, c_in: c, c_out: c, kernel, stride, pad_top: pad, pad_left: pad, groups: c }
+    ConvGeometry::per_channel(Extent { h, w }, c, kernel, stride, kernel / 2)
 }
 
 /// f32 sums of up to 121 terms of order one over the kernel's side, in another order.

@@ -6,18 +6,7 @@ use proptest::prelude::*;
 
 fn pooling(input: (usize, usize, usize), kernel: usize, stride: usize, pad: usize) -> ConvGeometry {
     let (h, w, c) = input;
-    let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-    ConvGeometry {
-        input: Extent { h, w },
-        output: Extent { h: along(h), w: along(w) },
-        c_in: c,
-        c_out: c,
-        kernel,
-        stride,
-        pad_top: pad,
-        pad_left: pad,
-        groups: c,
-    }
+    ConvGeometry::per_channel(Extent { h, w }, c, kernel, stride, pad)
 }
 
 /// Against the reference, bit for bit; every `nan`-th value is NaN, all others lie below `shift`.

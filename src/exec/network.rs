@@ -133,7 +133,10 @@ impl<B: Backend> Network<B> {
         let bordered = MapSize { h: spec.input.size.h + top + bottom, w: spec.input.size.w + left + right };
         let inner = ConvSpec { pad: Padding::default(), ..spec.stem.conv.clone() };
         let stem = image_conv(backend, &fold::conv(weights, &inner, bordered)?)?;
-        let pool = spec.stem.pool.map(|pool| prepare_pool(&pool, &stem.geometry));
+        let (map, c) = (stem.geometry.output, stem.geometry.c_out);
+        let pool = spec.stem.pool.map(|MaxPoolSpec { kernel, stride, pad }| {
+            ConvGeometry::per_channel(map, c, kernel, stride, pad)
+        });
         let map = pool.map_or(stem.geometry.output, |pool| pool.output);
         let block = |block: &BlockSpec| {
             prepare_block(backend, weights, block).with_context(|| format!("block {}", block.name))
@@ -145,14 +148,6 @@ impl<B: Backend> Network<B> {
         let image = extent(spec.input.size);
         Ok(Self { stem, border: spec.stem.conv.pad, image, pool, blocks, head, classifier })
     }
-}
-
-fn prepare_pool(spec: &MaxPoolSpec, stem: &ConvGeometry) -> ConvGeometry {
-    let MaxPoolSpec { kernel, stride, pad } = *spec;
-    let along = |n: usize| (n + 2 * pad).saturating_sub(kernel) / stride + 1;
-    let (input, c) = (stem.output, stem.c_out);
-    let output = Extent { h: along(input.h), w: along(input.w) };
-    ConvGeometry { input, output, c_in: c, c_out: c, kernel, stride, pad_top: pad, pad_left: pad, groups: c }
 }
 
 fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpec) -> Result<Block<B>> {

@@ -135,10 +135,7 @@ impl Chain {
 }
 
 fn conv(input: Extent, kernel: usize, stride: usize) -> ConvGeometry {
-    let pad = kernel / 2;
-    let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-    let output = Extent { h: along(input.h), w: along(input.w) };
-    ConvGeometry { input, output, c_in: 1, c_out: 1, kernel, stride, pad_top: pad, pad_left: pad, groups: 1 }
+    ConvGeometry::padded(input, (1, 1), kernel, stride, kernel / 2)
 }
 
 #[test]

@@ -56,10 +56,7 @@ fn conv(
     stride: usize,
     groups: usize,
 ) -> ConvGeometry {
-    let pad = kernel / 2;
-    let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-    let (input, output) = (Extent { h, w }, Extent { h: along(h), w: along(w) });
-    ConvGeometry { input, output, c_in: c.0, c_out: c.1, kernel, stride, pad_top: pad, pad_left: pad, groups }
+    ConvGeometry { groups, ..ConvGeometry::padded(Extent { h, w }, c, kernel, stride, kernel / 2) }
 }
 
 /// f32 sums of up to a few thousand terms of order one over √terms, in another order.

@@ -112,22 +112,8 @@ fn check_depthwise<T: Storage>(g: ConvGeometry, active: Active, constants: bool,
 
 #[test]
 fn depthwise_convolutions_equal_the_reference() {
-    let conv = |h, w, c, kernel, stride| {
-        let pad = kernel / 2;
-        let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-        let (input, output) = (Extent { h, w }, Extent { h: along(h), w: along(w) });
-        ConvGeometry {
-            input,
-            output,
-            c_in: c,
-            c_out: c,
-            kernel,
-            stride,
-            pad_top: pad,
-            pad_left: pad,
-            groups: c,
-        }
-    };
+    let conv =
+        |h, w, c, kernel, stride| ConvGeometry::per_channel(Extent { h, w }, c, kernel, stride, kernel / 2);
     for geometry in [
         conv(7, 7, 40, 3, 1),
         conv(9, 6, 24, 5, 2),

@@ -32,21 +32,8 @@ fn check_max<T: Storage>(geometry: ConvGeometry, batch: usize, nan: bool) {
 
 #[test]
 fn max_pooling_equals_the_reference() {
-    let pool = |h, w, c, kernel, stride, pad| {
-        let along = |n: usize| (n + 2 * pad - kernel) / stride + 1;
-        let (input, output) = (Extent { h, w }, Extent { h: along(h), w: along(w) });
-        ConvGeometry {
-            input,
-            output,
-            c_in: c,
-            c_out: c,
-            kernel,
-            stride,
-            pad_top: pad,
-            pad_left: pad,
-            groups: c,
-        }
-    };
+    let pool =
+        |h, w, c, kernel, stride, pad| ConvGeometry::per_channel(Extent { h, w }, c, kernel, stride, pad);
     for (geometry, batch) in [
         (pool(12, 12, 64, 3, 2, 1), 2),
         (pool(9, 7, 5, 3, 2, 1), 3),
