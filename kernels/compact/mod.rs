@@ -9,6 +9,7 @@
 //! the leading thread.
 
 mod branch;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,26 +1,20 @@
 //! [`Cuda`]: the operations of a [`Backend`], as launches.
 
 use super::driver::Driver;
-use super::launch::{GemmMath, GemmTile};
 use super::memory::{Buffer, Channels, Rows, Vector};
-use super::params::{
-    CompactChannelsParams, CompactLevel, CompactRowsParams, DecideParams, DepthwiseParams, FromNchwParams,
-    GatherGemmParams, LinearParams, MAX_LEVELS, MaxPoolParams, MeanPoolParams, PadChannelsParams,
-    PatchGateParams, ScaleParams, ToNchwParams, Window,
-};
 use super::precision::Precision;
 use super::queue::{CudaQueue, CudaScratch, Images};
-use super::weights::{Depthwise, Filter, Linear, PatchGate, SqueezeExcite, check_fits};
-use crate::compact::{Branch, BranchRows, ListChannels};
-use crate::error::require;
+use super::shape::Shape;
+use super::weights::{Depthwise, Filter, Linear, PatchGate, SqueezeExcite};
+use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::gate::{self, Decide};
-use crate::gather_gemm::{FilterSpec, GatherGemm, Placement};
-use crate::layout::FromNchw;
-use crate::max_pool::MaxPool;
-use crate::mean_pool::{Mean, MeanPool};
-use crate::shortcut::PadChannels;
-use crate::squeeze_excite::WeightsSpec;
-use crate::{ActiveSet, Backend, Error, Extent, Result, Value, depthwise, squeeze_excite};
+use crate::gather_gemm::{self, FilterSpec, GatherGemm};
+use crate::layout::{self, FromNchw};
+use crate::max_pool::{self, MaxPool};
+use crate::mean_pool::{self, MeanPool};
+use crate::shortcut::{self, PadChannels};
+use crate::squeeze_excite::{self, WeightsSpec};
+use crate::{Backend, Error, Extent, Result, Value, depthwise};
 use std::sync::Arc;
 
 /// A CUDA device as a [`Backend`].
@@ -41,48 +35,6 @@ impl Cuda {
     /// What it runs on.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
-    }
-}
-
-/// What the operations of a queue depend on.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) precision: Precision,
-    pub(super) capability: u32,
-    pub(super) multiprocessors: u32,
-    pub(super) shared_bytes: u32,
-}
-
-impl Shape {
-    fn dtype(self) -> &'static str {
-        self.precision.storage()
-    }
-
-    fn bytes(self) -> u32 {
-        self.precision.bytes() as u32
-    }
-
-    /// Thread blocks that keep the device busy; each goes on to further work.
-    fn most(self) -> u32 {
-        8 * self.multiprocessors.max(1)
-    }
-
-    /// The kernel for a call: the largest tiles that give every multiprocessor something to do, on tensor cores where
-    /// the operands and the device allow it.
-    fn tile(self, params: &GatherGemmParams) -> GemmTile {
-        let on_tensor_cores = self.capability >= 80 && params.suits_tensor_cores(self.bytes());
-        let math = match self.precision {
-            Precision::F16 | Precision::Bf16 if on_tensor_cores => GemmMath::TensorCores,
-            Precision::Tf32 if on_tensor_cores => GemmMath::Tf32,
-            _ => GemmMath::Simt,
-        };
-        let fits = |tile: &&GemmTile| {
-            let wide = tile.columns > 64 && params.group_out <= 64;
-            !wide && params.tiles(tile) >= self.multiprocessors as usize
-        };
-        let mut tiles = GemmTile::ALL.iter().filter(|tile| tile.math == math);
-        let smallest = *tiles.clone().next_back().expect("every way to multiply has tiles");
-        tiles.find(fits).copied().unwrap_or(smallest)
     }
 }
 
@@ -176,11 +128,7 @@ impl Backend for Cuda {
         weights: &SqueezeExcite,
         batch: usize,
     ) -> Result<()> {
-        let widths = [weights.squeeze.c_in, weights.squeeze.c_out, weights.excite.c_out];
-        for (memory, width) in scratch.room.iter_mut().zip(widths) {
-            memory.reserve(&self.driver, floats(batch, width), "squeeze-excitation")?;
-        }
-        Ok(())
+        squeeze_excite::cuda::reserve(&self.driver, scratch, weights, batch)
     }
 
     fn reserve_rows(&self, scratch: &mut CudaScratch, branch: &Branch, batch: usize) -> Result<()> {
@@ -272,27 +220,7 @@ impl Backend for Cuda {
         map: Extent,
         margins: &mut Vector<f32>,
     ) -> Result<()> {
-        let PatchGate { weight, c, bias, grid } = gate;
-        let shape = format_args!("{}×{}×{c}, {}×{} cells, batch {batch}", map.h, map.w, grid.h, grid.w);
-        require("gate", "input", input.len, &[batch, map.h, map.w, *c], &shape)?;
-        require("gate", "margins", margins.len(), &[batch, grid.h, grid.w], &shape)?;
-        let params = PatchGateParams {
-            input: queue.at(&input.memory),
-            weight: queue.at(weight),
-            margin: queue.at(&margins.memory),
-            keep: 0,
-            batch: batch as u32,
-            h: map.h as u32,
-            w: map.w as u32,
-            c: *c as u32,
-            grid_h: grid.h as u32,
-            grid_w: grid.w as u32,
-            bias: *bias,
-            threshold: 0.0,
-        };
-        let launch = params.launch(queue.shape().dtype());
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&launch, &params, &format_args!("gate, {shape}")) }
+        gate::cuda::patch(queue, gate, input, batch, map, margins)
     }
 
     fn linear(
@@ -302,134 +230,25 @@ impl Backend for Cuda {
         input: &Vector<f32>,
         output: &mut Vector<f32>,
     ) -> Result<()> {
-        let (c_in, c_out) = (layer.c_in, layer.c_out);
-        let shape = format_args!("{c_in} → {c_out}, batch {batch}");
-        require("linear", "input", input.len(), &[batch, c_in], &shape)?;
-        require("linear", "output", output.len(), &[batch, c_out], &shape)?;
-        let (input, output) = (queue.at(&input.memory), queue.at(&output.memory));
-        // SAFETY: operands were checked above.
-        unsafe { linear(queue, layer, batch, input, output) }
+        gate::cuda::linear(queue, layer, batch, input, output)
     }
 
     fn decide(queue: &mut CudaQueue<'_>, call: Decide<'_, Vector<f32>, Vector<bool>>) -> Result<()> {
-        let Decide { units, margins, at_least, keep, keep_at } = call;
-        let shape = format_args!("{units} units");
-        require("decide", "margins", margins.len(), &[units], &shape)?;
-        require("decide", "decisions", keep.len().saturating_sub(keep_at), &[units], &shape)?;
-        let params = DecideParams {
-            margin: queue.at(&margins.memory),
-            keep: queue.at(&keep.memory) + keep_at as u64,
-            len: units as u32,
-            threshold: at_least,
-        };
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&params.launch(), &params, &format_args!("decide, {shape}")) }
+        gate::cuda::decide(queue, call)
     }
 
-    /// The granularity of a schedule is a hint, which is not followed.
     fn list_rows(
         queue: &mut CudaQueue<'_>,
         call: BranchRows<'_, Vector<bool>, Vector<u32>, Rows>,
     ) -> Result<()> {
-        let BranchRows { branch, batch, keep, keep_at, schedule, rows, others, starts, starts_at } = call;
-        let (cells, convs) = (batch * branch.grid.pixels(), branch.convs.len());
-        let shape =
-            format_args!("{}×{} cells, {convs} convolutions, batch {batch}", branch.grid.h, branch.grid.w);
-        require("compact", "decisions", keep.len().saturating_sub(keep_at), &[cells], &shape)?;
-        require("compact", "lists", rows.len(), &[convs], &shape)?;
-        require("compact", "starts", starts.len().saturating_sub(starts_at), &[convs, batch + 1], &shape)?;
-        if convs == 0 || convs > MAX_LEVELS {
-            let why = "a branch has one to four convolutions";
-            return Err(Error::Geometry { op: "compact", why, geometry: shape.to_string() });
-        }
-        branch.convs.iter().try_for_each(check_fits)?;
-        // From this many kept cells on nothing is gathered; as many as there are: always is.
-        let dense_from = (1..=cells).find(|&active| !schedule.gathers(active, cells)).unwrap_or(cells);
-        let full_above = if branch.everywhere { 0 } else { dense_from.saturating_sub(1) };
-        let full = branch.everywhere || dense_from < cells;
-        let start_of = |i: usize| size_of::<u32>() * (starts_at + i * (batch + 1));
-        let at = starts.memory.address();
-        let mut level = [CompactLevel::default(); MAX_LEVELS];
-        for (depth, level) in level[..convs].iter_mut().enumerate() {
-            let i = convs - 1 - depth;
-            let (conv, starts_here) = (&branch.convs[i], at + start_of(i) as u64);
-            let map = (batch, conv.output.pixels());
-            let next = branch.convs.get(i + 1);
-            let shared = !full && next.is_some_and(crate::ConvGeometry::is_pointwise);
-            if shared {
-                let (list, next) = rows.split_at_mut(i + 1);
-                list[i].share(&next[0], &starts.memory, starts_here);
-            } else {
-                rows[i].list(map, Some((&starts.memory, starts_here)))?;
-            }
-            let (listed, used) = rows[i].params();
-            queue.hold(used);
-            *level = CompactLevel {
-                index: if shared { 0 } else { listed.index },
-                start: starts_here,
-                h: conv.output.h as u32,
-                w: conv.output.w as u32,
-                kernel: next.map_or(1, |next| next.kernel) as u32,
-                stride: next.map_or(1, |next| next.stride) as u32,
-                pad_top: next.map_or(0, |next| next.pad_top) as u32,
-                pad_left: next.map_or(0, |next| next.pad_left) as u32,
-                full: u32::from(full && depth > 0),
-                ..CompactLevel::default()
-            };
-        }
-        if let Some(others) = others {
-            others.list((batch, branch.convs[convs - 1].output.pixels()), None)?;
-            let (listed, used) = others.params();
-            queue.hold(used);
-            (level[0].other_index, level[0].other_start) = (listed.index, listed.start);
-        }
-        let params = CompactRowsParams {
-            keep: queue.at(&keep.memory) + keep_at as u64,
-            state: 0,
-            kept: 0,
-            batch: batch as u32,
-            grid_h: branch.grid.h as u32,
-            grid_w: branch.grid.w as u32,
-            levels: convs as u32,
-            full_above: full_above as u32,
-            reserved: 0,
-            level,
-        };
-        let state = queue.reserved(|scratch| &scratch.zeros, params.state_len() * size_of::<u32>())?;
-        let params = CompactRowsParams { state, ..params };
-        let launch = params.launch();
-        if launch.shared > queue.shape().shared_bytes {
-            let why = "maps are too large for the shared memory of the device";
-            return Err(Error::Geometry { op: "compact", why, geometry: shape.to_string() });
-        }
-        // SAFETY: operands were checked above, lists when they were made.
-        unsafe { queue.launch(&launch, &params, &format_args!("compact, {shape}")) }
+        compact::cuda::list_rows(queue, call)
     }
 
     fn list_channels(
         queue: &mut CudaQueue<'_>,
         call: ListChannels<'_, Vector<bool>, Channels>,
     ) -> Result<()> {
-        let ListChannels { batch, group, total, keep, keep_at, channels } = call;
-        let shape = format_args!("{total} channels in groups of {group}, batch {batch}");
-        if group == 0 || !total.is_multiple_of(group) {
-            let why = "the groups do not divide the channels";
-            return Err(Error::Geometry { op: "compact", why, geometry: shape.to_string() });
-        }
-        let groups = total / group;
-        require("compact", "decisions", keep.len().saturating_sub(keep_at), &[batch, groups], &shape)?;
-        channels.list(batch, total, group)?;
-        let params = CompactChannelsParams {
-            keep: queue.at(&keep.memory) + keep_at as u64,
-            index: queue.at(&channels.index),
-            count: queue.at(&channels.count),
-            batch: batch as u32,
-            groups: groups as u32,
-            group: group as u32,
-            reserved: 0,
-        };
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&params.launch(), &params, &format_args!("compact, {shape}")) }
+        compact::cuda::list_channels(queue, call)
     }
 
     fn gather_gemm(
@@ -437,44 +256,7 @@ impl Backend for Cuda {
         filter: &Filter,
         call: GatherGemm<'_, Buffer, Rows, Channels>,
     ) -> Result<()> {
-        let GatherGemm { active, input, input_rows, output, output_rows, residual, act } = call;
-        let ActiveSet { rows, c_in, c_out } = active;
-        let (op, g, batch) = ("gather_gemm", &filter.geometry, rows.batch);
-        let shape = format_args!("{g}, batch {batch}");
-        check_rows(op, rows, g.output.pixels(), &shape)?;
-        check_channels(op, c_in, g.c_in, batch, &shape)?;
-        check_channels(op, c_out, g.c_out, batch, &shape)?;
-        if input_rows == Placement::Compact && !g.is_pointwise() {
-            let why = "compact input rows need a 1×1 kernel with stride 1";
-            return Err(Error::Geometry { op, why, geometry: shape.to_string() });
-        }
-        require(op, "input", input.len, &[batch, g.input.pixels(), filter.pixel], &shape)?;
-        require(op, "output", output.len, &[batch, g.output.pixels(), g.c_out], &shape)?;
-        let (row_list, used) = rows.params();
-        queue.hold(used);
-        let (inputs, used) = c_in.params();
-        queue.hold(used);
-        let (outputs, used) = c_out.params();
-        queue.hold(used);
-        let params = GatherGemmParams {
-            rows: row_list,
-            c_in: inputs,
-            c_out: outputs,
-            input: queue.at(&input.memory),
-            output: queue.at(&output.memory),
-            weight: queue.at(&filter.weight),
-            bias: queue.at(&filter.bias),
-            output_constant: queue.maybe_at(filter.output_constant.as_ref()),
-            input_rows: input_rows.into(),
-            output_rows: output_rows.into(),
-            residual: u32::from(residual),
-            act: act.into(),
-            ..filter.params
-        };
-        let device = queue.shape();
-        let launch = params.launch(device.dtype(), &device.tile(&params), device.most());
-        // SAFETY: operands were checked above and agree with the geometry that the filter was packed for.
-        unsafe { queue.launch(&launch, &params, &format_args!("{op}, {shape}")) }
+        gather_gemm::cuda::run(queue, filter, call)
     }
 
     fn depthwise(
@@ -482,71 +264,18 @@ impl Backend for Cuda {
         filter: &Depthwise,
         call: depthwise::Depthwise<'_, Buffer, Rows, Channels>,
     ) -> Result<()> {
-        let depthwise::Depthwise { rows, channels, input, input_channels, output, output_rows, act } = call;
-        let (op, g, batch) = ("depthwise", &filter.geometry, rows.batch);
-        let shape = format_args!("{g}, batch {batch}");
-        check_rows(op, rows, g.output.pixels(), &shape)?;
-        check_channels(op, channels, g.c_in, batch, &shape)?;
-        require(op, "input", input.len, &[batch, g.input.pixels(), g.c_in], &shape)?;
-        require(op, "output", output.len, &[batch, g.output.pixels(), g.c_out], &shape)?;
-        let (row_list, used) = rows.params();
-        queue.hold(used);
-        let (channel_list, used) = channels.params();
-        queue.hold(used);
-        let params = DepthwiseParams {
-            rows: row_list,
-            channels: channel_list,
-            window: Window::from(g),
-            input: queue.at(&input.memory),
-            output: queue.at(&output.memory),
-            weight: queue.at(&filter.weight),
-            bias: queue.at(&filter.bias),
-            minus_constant: queue.maybe_at(filter.minus_constant.as_ref()),
-            output_constant: queue.maybe_at(filter.output_constant.as_ref()),
-            input_channels: input_channels.into(),
-            output_rows: output_rows.into(),
-            act: act.into(),
-            reserved: 0,
-        };
-        let device = queue.shape();
-        let launch = params.launch(device.dtype(), device.bytes(), device.most());
-        // SAFETY: operands were checked above and agree with the geometry that the filter was packed for.
-        unsafe { queue.launch(&launch, &params, &format_args!("{op}, {shape}")) }
+        depthwise::cuda::run(queue, filter, call)
     }
 
     fn max_pool(queue: &mut CudaQueue<'_>, call: MaxPool<'_, Buffer>) -> Result<()> {
-        let MaxPool { geometry: g, batch, input, output } = call;
-        g.check("max_pool")?;
-        check_fits(&g)?;
-        if g.c_in != g.c_out {
-            let why = "pooling keeps the number of channels";
-            return Err(Error::Geometry { op: "max_pool", why, geometry: g.to_string() });
-        }
-        require("max_pool", "input", input.len, &[batch, g.input.pixels(), g.c_in], &g)?;
-        require("max_pool", "output", output.len, &[batch, g.output.pixels(), g.c_out], &g)?;
-        let params = MaxPoolParams {
-            window: Window::from(&g),
-            input: queue.at(&input.memory),
-            output: queue.at(&output.memory),
-            batch: batch as u32,
-            c: g.c_in as u32,
-        };
-        let device = queue.shape();
-        let launch = params.launch(device.dtype(), device.bytes(), device.most());
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&launch, &params, &format_args!("max_pool, {g}, batch {batch}")) }
+        max_pool::cuda::run(queue, call)
     }
 
     fn mean_pool(
         queue: &mut CudaQueue<'_>,
         call: MeanPool<'_, Buffer, Vector<f32>, Rows, Channels>,
     ) -> Result<()> {
-        let MeanPool { rows, channels, input, input_rows, mean, output } = call;
-        let shape = check_pool("mean_pool", (rows, channels), input, input_rows, mean)?;
-        require("mean_pool", "output", output.len(), &[rows.batch, channels.total], &shape)?;
-        let output = queue.at(&output.memory);
-        // SAFETY: operands were checked above.
-        unsafe { mean_pool(queue, (rows, channels), input, input_rows, mean, (false, output)) }
+        mean_pool::cuda::run(queue, call)
     }
 
     fn squeeze_excite(
@@ -554,84 +283,15 @@ impl Backend for Cuda {
         weights: &SqueezeExcite,
         call: squeeze_excite::SqueezeExcite<'_, Buffer, Rows, Channels>,
     ) -> Result<()> {
-        let squeeze_excite::SqueezeExcite { rows, channels, data, data_rows, mean } = call;
-        let op = "squeeze_excite";
-        let (batch, c) = (rows.batch, weights.squeeze.c_in);
-        let shape = check_pool(op, (rows, channels), data, data_rows, mean)?;
-        check_channels(op, channels, c, batch, &shape)?;
-        let means = queue.reserved(|scratch| &scratch.room[0], floats(batch, c))?;
-        let hidden = queue.reserved(|scratch| &scratch.room[1], floats(batch, weights.squeeze.c_out))?;
-        let factor = queue.reserved(|scratch| &scratch.room[2], floats(batch, c))?;
-        // SAFETY: operands were checked above, and the room is as large.
-        unsafe {
-            mean_pool(queue, (rows, channels), data, data_rows, mean, (true, means))?;
-            linear(queue, &weights.squeeze, batch, means, hidden)?;
-            linear(queue, &weights.excite, batch, hidden, factor)?;
-        }
-        let (row_list, used) = rows.params();
-        queue.hold(used);
-        let (channel_list, used) = channels.params();
-        queue.hold(used);
-        let params = ScaleParams {
-            rows: row_list,
-            channels: channel_list,
-            data: queue.at(&data.memory),
-            factor,
-            data_rows: data_rows.into(),
-            reserved: 0,
-        };
-        let device = queue.shape();
-        let launch = params.launch(device.dtype(), device.bytes(), device.most());
-        // SAFETY: as above.
-        unsafe { queue.launch(&launch, &params, &format_args!("{op}, {shape}")) }
+        squeeze_excite::cuda::run(queue, weights, call)
     }
 
     fn pad_channels(queue: &mut CudaQueue<'_>, call: PadChannels<'_, Buffer>) -> Result<()> {
-        call.check(call.input.len, call.output.len)?;
-        let PadChannels { batch, input_map, output_map, c_in, c_out, stride, before, input, output } = call;
-        let params = PadChannelsParams {
-            input: queue.at(&input.memory),
-            output: queue.at(&output.memory),
-            batch: batch as u32,
-            in_h: input_map.h as u32,
-            in_w: input_map.w as u32,
-            out_h: output_map.h as u32,
-            out_w: output_map.w as u32,
-            c_in: c_in as u32,
-            c_out: c_out as u32,
-            stride: stride as u32,
-            before: before as u32,
-            reserved: 0,
-        };
-        let device = queue.shape();
-        let launch = params.launch(device.dtype(), device.bytes(), device.most());
-        let shape = format_args!("{c_in} → {c_out} channels, stride {stride}, batch {batch}");
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&launch, &params, &format_args!("shortcut, {shape}")) }
+        shortcut::cuda::run(queue, call)
     }
 
     fn from_nchw(queue: &mut CudaQueue<'_>, call: FromNchw<'_, Buffer, Images>) -> Result<()> {
-        let device = queue.shape();
-        let pitch = call.c.next_multiple_of(device.precision.vector());
-        call.check(call.input.len, call.output.len, pitch)?;
-        let FromNchw { batch, c, image, border, bordered, input, output } = call;
-        let params = FromNchwParams {
-            input: input.address,
-            output: queue.at(&output.memory),
-            batch: batch as u32,
-            c: c as u32,
-            h: image.h as u32,
-            w: image.w as u32,
-            border_top: border.h as u32,
-            border_left: border.w as u32,
-            out_h: bordered.h as u32,
-            out_w: bordered.w as u32,
-            pitch: pitch as u32,
-            reserved: 0,
-        };
-        let shape = format_args!("{c}×{}×{}, batch {batch}", image.h, image.w);
-        // SAFETY: operands were checked above; the scratch holds the images.
-        unsafe { queue.launch(&params.launch(device.dtype()), &params, &format_args!("layout, {shape}")) }
+        layout::cuda::from_nchw(queue, call)
     }
 
     fn to_nchw(
@@ -642,20 +302,7 @@ impl Backend for Cuda {
         input: &Buffer,
         output: &mut Vector<f32>,
     ) -> Result<()> {
-        let shape = format_args!("{c}×{}×{}, batch {batch}", map.h, map.w);
-        require("layout", "input", input.len, &[batch, c, map.h, map.w], &shape)?;
-        require("layout", "output", output.len(), &[batch, c, map.h, map.w], &shape)?;
-        let params = ToNchwParams {
-            input: queue.at(&input.memory),
-            output: queue.at(&output.memory),
-            batch: batch as u32,
-            c: c as u32,
-            pixels: map.pixels() as u32,
-            reserved: 0,
-        };
-        let launch = params.launch(queue.shape().dtype());
-        // SAFETY: operands were checked above.
-        unsafe { queue.launch(&launch, &params, &format_args!("layout, {shape}")) }
+        layout::cuda::to_nchw(queue, batch, map, c, input, output)
     }
 }
 
@@ -666,111 +313,5 @@ impl Cuda {
     /// Elements from pixel to pixel of an image: whole vectors.
     fn pixel(&self, c: usize) -> usize {
         c.next_multiple_of(self.precision.vector())
-    }
-}
-
-fn floats(batch: usize, width: usize) -> usize {
-    batch.saturating_mul(width).saturating_mul(size_of::<f32>())
-}
-
-fn check_rows(op: &'static str, rows: &Rows, pixels: usize, shape: &dyn std::fmt::Display) -> Result<()> {
-    if rows.pixels == pixels {
-        return Ok(());
-    }
-    let geometry = format!("{shape}, rows of maps with {} pixels", rows.pixels);
-    Err(Error::Geometry { op, why: "the active rows are pixels of another map", geometry })
-}
-
-fn check_channels(
-    op: &'static str,
-    channels: &Channels,
-    total: usize,
-    batch: usize,
-    shape: &dyn std::fmt::Display,
-) -> Result<()> {
-    if channels.total != total {
-        let geometry = format!("{shape}, active channels of {}", channels.total);
-        return Err(Error::Geometry { op, why: "the active channels are of another layer", geometry });
-    }
-    require(op, "active channels", channels.samples().unwrap_or(batch), &[batch], &shape)
-}
-
-/// Checks what an operation on listed rows of data relies on; gives its shape in words.
-fn check_pool(
-    op: &'static str,
-    (rows, channels): (&Rows, &Channels),
-    data: &Buffer,
-    placement: Placement,
-    mean: Mean,
-) -> Result<String> {
-    let (batch, pixels, c) = (rows.batch, rows.pixels, channels.total);
-    let shape = format!("batch {batch}, {pixels} pixels, {c} channels");
-    if mean == Mean::AllPixels && placement == Placement::Compact {
-        return Err(Error::Geometry { op, why: "compact rows are not all pixels", geometry: shape });
-    }
-    require(op, "input", data.len, &[batch, pixels, c], &shape)?;
-    require(op, "active channels", channels.samples().unwrap_or(batch), &[batch], &shape)?;
-    Ok(shape)
-}
-
-/// # Safety
-/// Operands have been checked; `output` is `[batch, c]` and held by the queue.
-unsafe fn mean_pool(
-    queue: &mut CudaQueue<'_>,
-    (rows, channels): (&Rows, &Channels),
-    input: &Buffer,
-    input_rows: Placement,
-    mean: Mean,
-    (by_channel, output): (bool, super::params::Address),
-) -> Result<()> {
-    let (row_list, used) = rows.params();
-    queue.hold(used);
-    let (channel_list, used) = channels.params();
-    queue.hold(used);
-    let params = MeanPoolParams {
-        rows: row_list,
-        channels: channel_list,
-        input: queue.at(&input.memory),
-        output,
-        partial: 0,
-        arrived: 0,
-        input_rows: input_rows.into(),
-        mean: mean.into(),
-        by_channel: u32::from(by_channel),
-        split: 1,
-    };
-    let launch = params.launch(queue.shape().dtype());
-    let (batch, pixels, c) = (rows.batch, rows.pixels, channels.total);
-    let shape = format_args!("mean_pool, batch {batch}, {pixels} pixels, {c} channels");
-    // SAFETY: the caller's word.
-    unsafe { queue.launch(&launch, &params, &shape) }
-}
-
-/// # Safety
-/// `input` is `[batch, c_in]` and `output` `[batch, c_out]`, both held by the queue.
-unsafe fn linear(
-    queue: &mut CudaQueue<'_>,
-    layer: &Linear,
-    batch: usize,
-    input: super::params::Address,
-    output: super::params::Address,
-) -> Result<()> {
-    let (c_in, c_out) = (layer.c_in, layer.c_out);
-    let params = LinearParams {
-        input,
-        weight: queue.at(&layer.weight),
-        bias: queue.at(&layer.bias),
-        output,
-        keep: 0,
-        batch: batch as u32,
-        c_in: c_in as u32,
-        c_out: c_out as u32,
-        act: layer.act,
-        threshold: 0.0,
-        reserved: 0,
-    };
-    // SAFETY: the caller's word.
-    unsafe {
-        queue.launch(&params.launch(), &params, &format_args!("linear, {c_in} → {c_out}, batch {batch}"))
     }
 }

@@ -161,13 +161,13 @@ impl fmt::Display for Failure {
 
 impl Failure {
     /// As an error of doing `what`.
-    pub(super) fn during(self, what: impl fmt::Display) -> Error {
+    pub(crate) fn during(self, what: impl fmt::Display) -> Error {
         Error::Device { what: what.to_string(), why: self.to_string() }
     }
 }
 
 /// Memory of a device, freed with its last owner.
-pub(super) struct DeviceMemory {
+pub(crate) struct DeviceMemory {
     driver: Arc<dyn Driver>,
     address: Address,
     bytes: usize,
@@ -175,7 +175,7 @@ pub(super) struct DeviceMemory {
 
 impl DeviceMemory {
     /// Zeroed memory. Reads a little behind its end are harmless: kernels load whole vectors.
-    pub(super) fn new(driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<Arc<Self>> {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<Arc<Self>> {
         let padded = bytes.checked_add(SLACK).ok_or(Failure::OutOfMemory);
         let address = padded.and_then(|bytes| driver.allocate(bytes)).map_err(|failure| match failure {
             Failure::OutOfMemory => {
@@ -187,7 +187,7 @@ impl DeviceMemory {
     }
 
     /// Memory that holds `values`.
-    pub(super) fn holding<T: bytemuck::NoUninit>(
+    pub(crate) fn holding<T: bytemuck::NoUninit>(
         driver: &Arc<dyn Driver>,
         values: &[T],
         what: &str,
@@ -201,12 +201,12 @@ impl DeviceMemory {
     }
 
     /// Where it begins.
-    pub(super) fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         self.address
     }
 
     /// How long it is.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
@@ -222,7 +222,7 @@ impl Drop for DeviceMemory {
 }
 
 /// Memory of this machine that a device copies from and to.
-pub(super) struct HostMemory {
+pub(crate) struct HostMemory {
     driver: Arc<dyn Driver>,
     at: *mut u8,
     bytes: usize,
@@ -234,7 +234,7 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    pub(super) fn new(driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<Arc<Self>> {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<Arc<Self>> {
         let at = driver.allocate_host(bytes.max(1)).map_err(|failure| match failure {
             Failure::OutOfMemory => Error::OutOfMemory { what: format!("the host's copy of {what}"), bytes },
             other => other.during(format_args!("allocating {bytes} bytes for the host's copy of {what}")),
@@ -243,12 +243,12 @@ impl HostMemory {
     }
 
     /// How long it is.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Where byte `at` lies.
-    pub(super) fn at(&self, at: usize) -> *mut u8 {
+    pub(crate) fn at(&self, at: usize) -> *mut u8 {
         assert!(at <= self.bytes);
         self.at.wrapping_add(at)
     }

@@ -8,20 +8,20 @@ use std::sync::Arc;
 
 /// Activations on the device.
 pub struct Buffer {
-    pub(super) memory: Arc<DeviceMemory>,
-    pub(super) len: usize,
+    pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) len: usize,
 }
 
 /// Values on the device, and where this machine writes and reads them.
 pub struct Vector<T> {
-    pub(super) memory: Arc<DeviceMemory>,
-    pub(super) host: Arc<HostMemory>,
+    pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) host: Arc<HostMemory>,
     len: usize,
     value: PhantomData<T>,
 }
 
 impl Buffer {
-    pub(super) fn zeroed(driver: &Arc<dyn Driver>, len: usize, element: usize, what: &str) -> Result<Self> {
+    pub(crate) fn zeroed(driver: &Arc<dyn Driver>, len: usize, element: usize, what: &str) -> Result<Self> {
         let bytes = len.checked_mul(element).filter(|bytes| isize::try_from(*bytes).is_ok());
         let bytes = bytes.ok_or_else(|| Error::OutOfMemory { what: what.to_owned(), bytes: usize::MAX })?;
         Ok(Self { memory: DeviceMemory::new(driver, bytes, what)?, len })
@@ -29,7 +29,7 @@ impl Buffer {
 }
 
 impl<T: Value> Vector<T> {
-    pub(super) fn zeroed(driver: &Arc<dyn Driver>, len: usize, what: &str) -> Result<Self> {
+    pub(crate) fn zeroed(driver: &Arc<dyn Driver>, len: usize, what: &str) -> Result<Self> {
         let out_of_memory = || Error::OutOfMemory { what: what.to_owned(), bytes: usize::MAX };
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(out_of_memory)?;
         let (memory, host) = (DeviceMemory::new(driver, bytes, what)?, HostMemory::new(driver, bytes, what)?);
@@ -37,11 +37,11 @@ impl<T: Value> Vector<T> {
     }
 
     /// Values, on the device as here.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
 
@@ -49,7 +49,7 @@ impl<T: Value> Vector<T> {
     ///
     /// # Safety
     /// What was issued has been waited for, and nothing is issued while the values are looked at.
-    pub(super) unsafe fn values(&self) -> Result<&[T]> {
+    pub(crate) unsafe fn values(&self) -> Result<&[T]> {
         // SAFETY: nothing writes, by the caller's word, and this reference is not written through.
         let bytes = unsafe { self.host.part(0, self.bytes()) };
         bytemuck::checked::try_cast_slice(bytes).map_err(|error| Error::Device {
@@ -62,7 +62,7 @@ impl<T: Value> Vector<T> {
     ///
     /// # Safety
     /// What was issued has been waited for.
-    pub(super) unsafe fn values_mut(&mut self) -> &mut [T] {
+    pub(crate) unsafe fn values_mut(&mut self) -> &mut [T] {
         // SAFETY: nothing reads or writes, by the caller's word.
         let bytes = unsafe { self.host.part(0, self.bytes()) };
         bytemuck::checked::cast_slice_mut(bytes)
@@ -77,8 +77,8 @@ pub struct Rows {
     starts: Arc<DeviceMemory>,
     capacity: usize,
     /// How many samples of how many pixels.
-    pub(super) batch: usize,
-    pub(super) pixels: usize,
+    pub(crate) batch: usize,
+    pub(crate) pixels: usize,
     listed: Listed,
 }
 
@@ -91,20 +91,20 @@ enum Listed {
 }
 
 impl Rows {
-    pub(super) fn with_capacity(driver: &Arc<dyn Driver>, batch: usize, pixels: usize) -> Result<Self> {
+    pub(crate) fn with_capacity(driver: &Arc<dyn Driver>, batch: usize, pixels: usize) -> Result<Self> {
         let capacity = batch.saturating_mul(pixels);
         let index = DeviceMemory::new(driver, capacity.saturating_mul(size_of::<u32>()), "a list of pixels")?;
         let starts = DeviceMemory::new(driver, (batch + 1) * size_of::<u32>(), "numbers of pixels")?;
         Ok(Self { index, starts, capacity, batch: 0, pixels: 0, listed: Listed::All })
     }
 
-    pub(super) fn set_all(&mut self, batch: usize, pixels: usize) {
+    pub(crate) fn set_all(&mut self, batch: usize, pixels: usize) {
         (self.batch, self.pixels, self.listed) = (batch, pixels, Listed::All);
     }
 
     /// Says that the list will be written to its own memory, and where the samples' first rows will be: at `at` in
     /// other memory, or in its own.
-    pub(super) fn list(
+    pub(crate) fn list(
         &mut self,
         (batch, pixels): (usize, usize),
         starts: Option<(&Arc<DeviceMemory>, Address)>,
@@ -121,7 +121,7 @@ impl Rows {
     }
 
     /// Becomes the same list as `other`, wherever that lies.
-    pub(super) fn share(&mut self, other: &Rows, starts: &Arc<DeviceMemory>, at: Address) {
+    pub(crate) fn share(&mut self, other: &Rows, starts: &Arc<DeviceMemory>, at: Address) {
         (self.batch, self.pixels) = (other.batch, other.pixels);
         self.listed = match &other.listed {
             Listed::All => Listed::All,
@@ -130,7 +130,7 @@ impl Rows {
     }
 
     /// As kernels take it, and the memory in it.
-    pub(super) fn params(&self) -> (params::Rows, [Option<&Arc<DeviceMemory>>; 2]) {
+    pub(crate) fn params(&self) -> (params::Rows, [Option<&Arc<DeviceMemory>>; 2]) {
         let (batch, pixels) = (self.batch as u32, self.pixels as u32);
         match &self.listed {
             Listed::All => (params::Rows { index: 0, start: 0, batch, pixels }, [None, None]),
@@ -144,28 +144,28 @@ impl Rows {
 
 /// Active channels, listed on the device.
 pub struct Channels {
-    pub(super) index: Arc<DeviceMemory>,
-    pub(super) count: Arc<DeviceMemory>,
-    pub(super) total: usize,
+    pub(crate) index: Arc<DeviceMemory>,
+    pub(crate) count: Arc<DeviceMemory>,
+    pub(crate) total: usize,
     /// Channels that are active together; `None`: all are.
     group: Option<usize>,
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
 }
 
 impl Channels {
-    pub(super) fn with_capacity(driver: &Arc<dyn Driver>, batch: usize, total: usize) -> Result<Self> {
+    pub(crate) fn with_capacity(driver: &Arc<dyn Driver>, batch: usize, total: usize) -> Result<Self> {
         let words = |n: usize| n.saturating_mul(size_of::<u32>());
         let index = DeviceMemory::new(driver, words(batch.saturating_mul(total)), "a list of channels")?;
         let count = DeviceMemory::new(driver, words(batch), "numbers of channels")?;
         Ok(Self { index, count, total, group: None, batch: 0 })
     }
 
-    pub(super) fn set_all(&mut self, total: usize) {
+    pub(crate) fn set_all(&mut self, total: usize) {
         (self.total, self.group) = (total, None);
     }
 
     /// Says that the list will be written.
-    pub(super) fn list(&mut self, batch: usize, total: usize, group: usize) -> Result<()> {
+    pub(crate) fn list(&mut self, batch: usize, total: usize, group: usize) -> Result<()> {
         let (got, need) = (self.index.bytes() / size_of::<u32>(), batch.saturating_mul(total));
         if got < need || self.count.bytes() / size_of::<u32>() < batch {
             let geometry = format!("batch {batch}, {total} channels");
@@ -176,12 +176,12 @@ impl Channels {
     }
 
     /// Samples it lists; `None` while all channels of any sample are active.
-    pub(super) fn samples(&self) -> Option<usize> {
+    pub(crate) fn samples(&self) -> Option<usize> {
         self.group.map(|_| self.batch)
     }
 
     /// As kernels take it, and the memory in it.
-    pub(super) fn params(&self) -> (params::Channels, [Option<&Arc<DeviceMemory>>; 2]) {
+    pub(crate) fn params(&self) -> (params::Channels, [Option<&Arc<DeviceMemory>>; 2]) {
         let total = self.total as u32;
         match self.group {
             None => (params::Channels { index: 0, count: 0, total, group: total }, [None, None]),

@@ -9,6 +9,7 @@
 //! [`Cuda`] is the backend: it turns operations into launches on a [`Driver`].
 
 mod backend;
+pub(crate) mod check;
 mod device;
 mod driver;
 pub mod launch;
@@ -17,6 +18,7 @@ mod nvrtc;
 pub mod params;
 mod precision;
 mod queue;
+mod shape;
 mod source;
 mod toolchain;
 mod weights;

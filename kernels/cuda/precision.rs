@@ -33,12 +33,12 @@ impl Precision {
     }
 
     /// Elements of a vector of 16 bytes.
-    pub(super) fn vector(self) -> usize {
+    pub(crate) fn vector(self) -> usize {
         16 / self.bytes()
     }
 
     /// Values, rounded to nearest even, as bytes.
-    pub(super) fn store(self, values: &[f32]) -> Vec<u8> {
+    pub(crate) fn store(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 | Self::Tf32 => bytemuck::cast_slice(values).to_vec(),
             Self::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),

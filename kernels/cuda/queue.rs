@@ -1,9 +1,9 @@
 //! [`CudaQueue`]: operations of one inference, on their way to the device.
 
-use super::backend::Shape;
 use super::driver::{DeviceMemory, Driver, Failure, HostMemory, Stream};
 use super::launch::Launch;
 use super::params::Address;
+use super::shape::Shape;
 use crate::{Error, Result};
 use std::fmt::Display;
 use std::ops::Range;
@@ -23,9 +23,9 @@ pub struct CudaScratch {
     /// Whether images are being copied.
     bringing: bool,
     /// Memory that operations leave as zero.
-    pub(super) zeros: Memory,
+    pub(crate) zeros: Memory,
     /// Memory that operations leave as it happens to be.
-    pub(super) room: [Memory; 3],
+    pub(crate) room: [Memory; 3],
     /// Memory that what was issued and not yet waited for uses.
     pending: Vec<Used>,
 }
@@ -43,11 +43,11 @@ type Used = Arc<dyn Send + Sync>;
 
 /// Memory that grows.
 #[derive(Default)]
-pub(super) struct Memory(Option<Arc<DeviceMemory>>);
+pub(crate) struct Memory(Option<Arc<DeviceMemory>>);
 
 impl Memory {
     /// Makes it at least as long.
-    pub(super) fn reserve(&mut self, driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<()> {
+    pub(crate) fn reserve(&mut self, driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<()> {
         if self.0.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
             self.0 = Some(DeviceMemory::new(driver, bytes, what)?);
         }
@@ -59,7 +59,7 @@ impl Memory {
 const COPY_BYTES: usize = 1 << 20;
 
 impl CudaScratch {
-    pub(super) fn new(driver: &Arc<dyn Driver>, shape: Shape) -> Result<Self> {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, shape: Shape) -> Result<Self> {
         let stream = driver.stream().map_err(|failure| failure.during("making a stream"))?;
         Ok(Self {
             driver: driver.clone(),
@@ -75,7 +75,7 @@ impl CudaScratch {
         })
     }
 
-    pub(super) fn queue(&mut self) -> CudaQueue<'_> {
+    pub(crate) fn queue(&mut self) -> CudaQueue<'_> {
         CudaQueue { scratch: self, stamps: 0 }
     }
 }
@@ -83,7 +83,7 @@ impl CudaScratch {
 /// Operations of one inference on the device, in order. They run some time after they are issued; whoever lets go of the
 /// queue waits for them.
 pub struct CudaQueue<'q> {
-    pub(super) scratch: &'q mut CudaScratch,
+    pub(crate) scratch: &'q mut CudaScratch,
     stamps: usize,
 }
 
@@ -96,28 +96,28 @@ impl Drop for CudaQueue<'_> {
 
 impl CudaQueue<'_> {
     /// Where memory that an operation uses begins. It is kept until the operation is done, and for every replay.
-    pub(super) fn at(&mut self, memory: &Arc<DeviceMemory>) -> Address {
+    pub(crate) fn at(&mut self, memory: &Arc<DeviceMemory>) -> Address {
         self.scratch.pending.push(memory.clone());
         memory.address()
     }
 
     /// The same for what may be missing: 0 then.
-    pub(super) fn maybe_at(&mut self, memory: Option<&Arc<DeviceMemory>>) -> Address {
+    pub(crate) fn maybe_at(&mut self, memory: Option<&Arc<DeviceMemory>>) -> Address {
         memory.map_or(0, |memory| self.at(memory))
     }
 
     /// What operations depend on.
-    pub(super) fn shape(&self) -> Shape {
+    pub(crate) fn shape(&self) -> Shape {
         self.scratch.shape
     }
 
     /// Keeps memory, the same way.
-    pub(super) fn hold<'a>(&mut self, memory: impl IntoIterator<Item = Option<&'a Arc<DeviceMemory>>>) {
+    pub(crate) fn hold<'a>(&mut self, memory: impl IntoIterator<Item = Option<&'a Arc<DeviceMemory>>>) {
         self.scratch.pending.extend(memory.into_iter().flatten().map(|memory| memory.clone() as Used));
     }
 
     /// Where memory of the scratch begins, which has been reserved for at least `bytes`.
-    pub(super) fn reserved(
+    pub(crate) fn reserved(
         &mut self,
         part: impl Fn(&CudaScratch) -> &Memory,
         bytes: usize,
@@ -138,7 +138,7 @@ impl CudaQueue<'_> {
     /// `params` are what the kernel takes, and all memory they name is valid for it and was passed to [`at`](Self::at) or
     /// [`hold`](Self::hold).
     #[track_caller]
-    pub(super) unsafe fn launch<P: bytemuck::Pod>(
+    pub(crate) unsafe fn launch<P: bytemuck::Pod>(
         &mut self,
         launch: &Launch,
         params: &P,
@@ -163,7 +163,7 @@ impl CudaQueue<'_> {
     }
 
     /// Copies from this machine to the device, when it is its turn.
-    pub(super) fn copy_in(
+    pub(crate) fn copy_in(
         &mut self,
         to: &Arc<DeviceMemory>,
         from: &Arc<HostMemory>,
@@ -178,7 +178,7 @@ impl CudaQueue<'_> {
     }
 
     /// Copies from the device to this machine.
-    pub(super) fn copy_out(
+    pub(crate) fn copy_out(
         &mut self,
         to: &Arc<HostMemory>,
         from: &Arc<DeviceMemory>,
@@ -193,7 +193,7 @@ impl CudaQueue<'_> {
     }
 
     /// Waits for everything issued.
-    pub(super) fn wait(&mut self) -> Result<()> {
+    pub(crate) fn wait(&mut self) -> Result<()> {
         if self.scratch.pending.is_empty() {
             return Ok(());
         }
@@ -204,7 +204,7 @@ impl CudaQueue<'_> {
     }
 
     /// Brings images in; they are copied while the next are made ready.
-    pub(super) fn bring(&mut self, images: &[f32]) -> Result<Images> {
+    pub(crate) fn bring(&mut self, images: &[f32]) -> Result<Images> {
         let bytes = size_of_val(images);
         if self.scratch.images.as_ref().is_none_or(|(memory, _)| memory.bytes() < bytes) {
             let driver = &self.scratch.driver;
@@ -229,7 +229,7 @@ impl CudaQueue<'_> {
     }
 
     /// Replays what was recorded under a key, if anything was.
-    pub(super) fn replay(&mut self, key: u64) -> Result<bool> {
+    pub(crate) fn replay(&mut self, key: u64) -> Result<bool> {
         let Some(at) = self.scratch.recordings.iter().position(|recording| recording.key == key) else {
             return Ok(false);
         };
@@ -243,7 +243,7 @@ impl CudaQueue<'_> {
     }
 
     /// Whether a program with this key was issued before; from now on it was.
-    pub(super) fn seen(&mut self, key: u64) -> bool {
+    pub(crate) fn seen(&mut self, key: u64) -> bool {
         let seen = self.scratch.seen.contains(&key);
         if !seen {
             self.scratch.seen.push(key);
@@ -252,7 +252,7 @@ impl CudaQueue<'_> {
     }
 
     /// Records what `program` issues, and does it once.
-    pub(super) fn record<X: From<Error>>(
+    pub(crate) fn record<X: From<Error>>(
         &mut self,
         key: u64,
         program: impl FnOnce(&mut Self) -> Result<(), X>,
@@ -272,16 +272,16 @@ impl CudaQueue<'_> {
         Ok(())
     }
 
-    pub(super) fn start_stamps(&mut self) {
+    pub(crate) fn start_stamps(&mut self) {
         self.stamps = 0;
     }
 
-    pub(super) fn stamp(&mut self) -> Result<()> {
+    pub(crate) fn stamp(&mut self) -> Result<()> {
         self.stamps += 1;
         self.scratch.stream.stamp(self.stamps - 1).map_err(|failure| failure.during("noting the time"))
     }
 
-    pub(super) fn lap(&mut self, i: usize) -> Result<u64> {
+    pub(crate) fn lap(&mut self, i: usize) -> Result<u64> {
         self.wait()?;
         self.scratch.stream.lap(i).map_err(|failure| failure.during("telling the time"))
     }
@@ -290,6 +290,6 @@ impl CudaQueue<'_> {
 /// Images on the device, `[n, c, h, w]`.
 #[derive(Clone, Copy)]
 pub struct Images {
-    pub(super) address: Address,
-    pub(super) len: usize,
+    pub(crate) address: Address,
+    pub(crate) len: usize,
 }

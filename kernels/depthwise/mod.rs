@@ -16,6 +16,7 @@
 //! a sample lies at position `j` of its output row, and there or at its own position of its input row.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 mod group;
 #[cfg(test)]
 mod tests;

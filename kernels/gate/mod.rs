@@ -11,6 +11,7 @@
 //!   behind a 1×1 convolution and a mean (`conv_linear`).
 
 mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

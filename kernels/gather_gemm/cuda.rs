@@ -1,10 +1,11 @@
-//! The host's side of `gather_gemm.cu`: weights in the layout that the kernels read.
+//! The host's side of `gather_gemm.cu`: weights in the layout that the kernels read, and launches.
 
-use super::FilterSpec;
 use super::filter::{Table, bias_table};
+use super::{FilterSpec, GatherGemm, Placement};
 use crate::cuda::params::{GatherGemmParams, Window};
+use crate::cuda::{Buffer, Channels, CudaQueue, Filter, Rows, check};
 use crate::error::require;
-use crate::{Error, Result};
+use crate::{ActiveSet, Error, Result};
 
 /// Columns of the narrowest tile. Groups of a convolution share a tile as long as they fit: it costs nothing.
 const TILE_COLUMNS: usize = 64;
@@ -92,4 +93,49 @@ impl Packed {
     pub fn params(&self) -> GatherGemmParams {
         self.shape
     }
+}
+
+pub(crate) fn run(
+    queue: &mut CudaQueue<'_>,
+    filter: &Filter,
+    call: GatherGemm<'_, Buffer, Rows, Channels>,
+) -> Result<()> {
+    let GatherGemm { active, input, input_rows, output, output_rows, residual, act } = call;
+    let ActiveSet { rows, c_in, c_out } = active;
+    let (op, g, batch) = ("gather_gemm", &filter.geometry, rows.batch);
+    let shape = format_args!("{g}, batch {batch}");
+    check::rows(op, rows, g.output.pixels(), &shape)?;
+    check::channels(op, c_in, g.c_in, batch, &shape)?;
+    check::channels(op, c_out, g.c_out, batch, &shape)?;
+    if input_rows == Placement::Compact && !g.is_pointwise() {
+        let why = "compact input rows need a 1×1 kernel with stride 1";
+        return Err(Error::Geometry { op, why, geometry: shape.to_string() });
+    }
+    require(op, "input", input.len, &[batch, g.input.pixels(), filter.pixel], &shape)?;
+    require(op, "output", output.len, &[batch, g.output.pixels(), g.c_out], &shape)?;
+    let (row_list, used) = rows.params();
+    queue.hold(used);
+    let (inputs, used) = c_in.params();
+    queue.hold(used);
+    let (outputs, used) = c_out.params();
+    queue.hold(used);
+    let params = GatherGemmParams {
+        rows: row_list,
+        c_in: inputs,
+        c_out: outputs,
+        input: queue.at(&input.memory),
+        output: queue.at(&output.memory),
+        weight: queue.at(&filter.weight),
+        bias: queue.at(&filter.bias),
+        output_constant: queue.maybe_at(filter.output_constant.as_ref()),
+        input_rows: input_rows.into(),
+        output_rows: output_rows.into(),
+        residual: u32::from(residual),
+        act: act.into(),
+        ..filter.params
+    };
+    let device = queue.shape();
+    let launch = params.launch(device.dtype(), &device.tile(&params), device.most());
+    // SAFETY: operands were checked above and agree with the geometry that the filter was packed for.
+    unsafe { queue.launch(&launch, &params, &format_args!("{op}, {shape}")) }
 }

@@ -1,5 +1,6 @@
 //! **layout**: between the public edge (NCHW, f32) and the inside (NHWC, the backend's element type).
 
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

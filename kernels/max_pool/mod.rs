@@ -9,6 +9,7 @@
 //! **Layout.** NHWC, `[n, h, w, c]`. The geometry has as many output as input channels; its groups are not looked at.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,7 @@
 //! position `j`, and what lies behind the active channels stays as it is.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -4,6 +4,7 @@
 //! output[n, y, x] = [0; before] ++ input[n, y·stride, x·stride] ++ [0; c_out − before − c_in]
 //! ```
 
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
