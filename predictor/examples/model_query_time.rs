@@ -5,24 +5,13 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use laud_predictor::learned::{FitOptions, Model};
-use laud_predictor::{DeviceFacts, DeviceKind, measurements};
+use laud_predictor::{DeviceFacts, measurements};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: model_query_time MEASUREMENTS.csv")?;
     let samples = measurements::read(&std::fs::read_to_string(path)?)?;
     // Only times are printed, for which it does not matter which device it was.
-    let facts = DeviceFacts {
-        name: "example".to_owned(),
-        kind: DeviceKind::Cpu,
-        isa: "avx512".to_owned(),
-        cores: 2,
-        clock_hz: 0.0,
-        lanes: 16,
-        tile_rows: 12,
-        tile_columns: 32,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-    };
+    let facts = DeviceFacts::example("example");
     let start = Instant::now();
     let model = Model::fit(&samples, &facts, &FitOptions::default())?;
     println!("fit to {} measurements: {:.2} s", samples.len(), start.elapsed().as_secs_f64());

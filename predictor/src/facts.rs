@@ -39,6 +39,22 @@ pub enum DeviceKind {
 }
 
 impl DeviceFacts {
+    /// A CPU with two cores and AVX-512, for examples and tests.
+    pub fn example(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: DeviceKind::Cpu,
+            isa: "avx512".to_owned(),
+            cores: 2,
+            clock_hz: 0.0,
+            lanes: 16,
+            tile_rows: 12,
+            tile_columns: 32,
+            l2_bytes: 1 << 20,
+            l3_bytes: 32 << 20,
+        }
+    }
+
     /// Checks that counts are positive and the clock is a frequency.
     pub fn check(&self) -> Result<()> {
         let counts = [

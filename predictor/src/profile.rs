@@ -220,24 +220,9 @@ impl Correction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceFacts;
     use crate::random::Random;
     use crate::workload::Op;
-    use crate::{DeviceFacts, DeviceKind};
-
-    fn facts() -> DeviceFacts {
-        DeviceFacts {
-            name: "test".to_owned(),
-            kind: DeviceKind::Cpu,
-            isa: "avx512".to_owned(),
-            cores: 2,
-            clock_hz: 0.0,
-            lanes: 16,
-            tile_rows: 12,
-            tile_columns: 32,
-            l2_bytes: 1 << 20,
-            l3_bytes: 32 << 20,
-        }
-    }
 
     /// A device whose every multiply-accumulate takes 0.02 ns, and every call 300 ns.
     fn samples(n: usize) -> Vec<Sample> {
@@ -267,7 +252,7 @@ mod tests {
     }
 
     fn profile() -> Profile {
-        Profile::fit(&samples(300), &facts(), header(), &FitOptions::default()).unwrap()
+        Profile::fit(&samples(300), &DeviceFacts::example("test"), header(), &FitOptions::default()).unwrap()
     }
 
     #[test]

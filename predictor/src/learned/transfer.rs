@@ -51,25 +51,10 @@ fn list(parts: &Parts) -> [f64; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceKind;
+    use crate::DeviceFacts;
     use crate::learned::FitOptions;
     use crate::random::Random;
     use crate::workload::{Op, Workload};
-
-    fn facts(name: &str) -> DeviceFacts {
-        DeviceFacts {
-            name: name.to_owned(),
-            kind: DeviceKind::Cpu,
-            isa: "avx512".to_owned(),
-            cores: 2,
-            clock_hz: 0.0,
-            lanes: 16,
-            tile_rows: 12,
-            tile_columns: 32,
-            l2_bytes: 1 << 20,
-            l3_bytes: 32 << 20,
-        }
-    }
 
     /// A device whose multiply-accumulates take `mac_ns`, whose weights take `byte_ns` and whose calls take 400 ns.
     fn samples(n: usize, seed: u64, mac_ns: f64, byte_ns: f64) -> Vec<Sample> {
@@ -97,10 +82,12 @@ mod tests {
 
     #[test]
     fn ten_measurements_make_a_model_of_another_device() {
-        let from = Model::fit(&samples(400, 1, 0.01, 0.05), &facts("a"), &FitOptions::default()).unwrap();
+        let from =
+            Model::fit(&samples(400, 1, 0.01, 0.05), &DeviceFacts::example("a"), &FitOptions::default())
+                .unwrap();
         let there = samples(300, 2, 0.03, 0.06);
         let shots = samples(10, 3, 0.03, 0.06);
-        let model = from.transfer(&facts("b"), &shots).unwrap();
+        let model = from.transfer(&DeviceFacts::example("b"), &shots).unwrap();
         let (before, after) = (error(&from, &there), error(&model, &there));
         assert!(before > 0.4 && after < 0.1, "{before} → {after}");
         assert_eq!(model.facts().name, "b");
@@ -111,10 +98,12 @@ mod tests {
 
     #[test]
     fn shots_of_nothing_known_are_an_error() {
-        let from = Model::fit(&samples(60, 1, 0.01, 0.05), &facts("a"), &FitOptions::default()).unwrap();
-        assert!(matches!(from.transfer(&facts("b"), &[]), Err(Error::Fit { .. })));
+        let from =
+            Model::fit(&samples(60, 1, 0.01, 0.05), &DeviceFacts::example("a"), &FitOptions::default())
+                .unwrap();
+        assert!(matches!(from.transfer(&DeviceFacts::example("b"), &[]), Err(Error::Fit { .. })));
         let mut other = samples(3, 2, 0.01, 0.05);
         other.iter_mut().for_each(|sample| sample.workload.op = Op::MaxPool);
-        assert!(matches!(from.transfer(&facts("b"), &other), Err(Error::Fit { .. })));
+        assert!(matches!(from.transfer(&DeviceFacts::example("b"), &other), Err(Error::Fit { .. })));
     }
 }

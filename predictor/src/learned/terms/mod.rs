@@ -184,27 +184,12 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceKind;
-
-    pub(super) fn facts() -> DeviceFacts {
-        DeviceFacts {
-            name: "test".to_owned(),
-            kind: DeviceKind::Cpu,
-            isa: "avx512".to_owned(),
-            cores: 2,
-            clock_hz: 0.0,
-            lanes: 16,
-            tile_rows: 12,
-            tile_columns: 32,
-            l2_bytes: 1 << 20,
-            l3_bytes: 32 << 20,
-        }
-    }
+    use crate::DeviceFacts;
 
     #[test]
     fn amounts_are_numbers_as_many_for_every_call_of_a_kernel() {
         for op in Op::ALL {
-            let expected = count(op, &facts());
+            let expected = count(op, &DeviceFacts::example("test"));
             for (rows, threads, listed, batch) in [(0, 1, false, 1), (1, 2, true, 4), (49, 64, false, 3)] {
                 let mut w = Workload::new(op, 7, 7, 64, 96);
                 (w.rows, w.runs, w.threads, w.batch) = (rows, rows.min(7), threads, batch);
@@ -212,10 +197,13 @@ mod tests {
                 if listed {
                     (w.c_in_active, w.c_out_active) = (0.0, 0.0);
                 }
-                let amounts = Work::of(&w, &facts()).amounts;
+                let amounts = Work::of(&w, &DeviceFacts::example("test")).amounts;
                 assert_eq!(amounts.len(), expected, "{op}");
                 assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
-                assert!(features(&w, &facts(), 100.0).iter().all(|f| f.is_finite()), "{op}");
+                assert!(
+                    features(&w, &DeviceFacts::example("test"), 100.0).iter().all(|f| f.is_finite()),
+                    "{op}"
+                );
             }
         }
     }
