@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use laud::exec::Request;
 use laud::gate::{Always, Given, Learned, Pattern, Policy};
 use laud::{Element, Output, RandomWeights, Session};
-use laud_models::{NetConfig, NetSpec};
+use laud_models::{NetConfig, NetSpec, SMALL_NETWORKS};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// The system's allocator, counting calls that take memory.
@@ -38,20 +38,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Every operation and list that an inference can need.
-const NETWORKS: [&str; 6] = [
-    r#"{"arch": "resnet50", "width_mult": 0.5, "depths": [2, 1, 1], "input_size": [75, 90], "dyn_mode": "both",
-        "spatial_granularity": 2, "channel_granularity": 2}"#,
-    r#"{"arch": "resnet18", "width_mult": 0.25, "depths": [1, 2], "input_size": 64, "dyn_mode": ["layer", "channel"],
-        "channel_granularity": 1, "channel_masker": "conv_linear"}"#,
-    r#"{"arch": "cifar_resnet", "depths": [2, 2, 1], "dyn_mode": "both", "spatial_granularity": 3, "channel_granularity": 4}"#,
-    r#"{"arch": "regnet", "depths": [1, 2], "widths": [16, 24], "group_widths": 8, "stem_width": 8, "input_size": 48,
-        "dyn_mode": "both", "spatial_granularity": 2, "channel_granularity": 4, "squeeze_pooling": "dense"}"#,
-    r#"{"arch": "regnet", "depths": [1, 2], "widths": [16, 24], "group_widths": 8, "stem_width": 8, "input_size": 48,
-        "dyn_mode": "both", "spatial_granularity": 2, "channel_granularity": 4, "squeeze_pooling": "active"}"#,
-    r#"{"arch": "mobilenet_v2", "width_mult": 0.25, "input_size": 64, "dyn_mode": "both", "spatial_granularity": 2,
-        "channel_granularity": 4}"#,
-];
 const BATCH: usize = 3;
 /// Inferences for which the queue of a thread pool may take a block of memory.
 const PER_BLOCK: usize = 30;
@@ -99,7 +85,7 @@ fn count(session: &Session) -> (usize, usize) {
 #[test]
 fn inferences_do_not_allocate() {
     let check = |pool: Option<Arc<ThreadPool>>| {
-        for json in NETWORKS {
+        for json in SMALL_NETWORKS {
             let spec = NetConfig::from_json(json).and_then(|config| config.build()).unwrap();
             for element in [Element::F32, Element::Bf16] {
                 let builder = Session::builder(spec.clone()).element(element);

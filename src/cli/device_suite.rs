@@ -9,7 +9,7 @@ use laud::exec::Request;
 use laud::gate::{Given, Learned, Pattern, Policy};
 use laud::{Device, Element, Output, RandomWeights, Session};
 use laud_kernels::cuda::{Driver, source_hash};
-use laud_models::{NetConfig, NetSpec};
+use laud_models::{NetConfig, NetSpec, SMALL_NETWORKS};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write;
@@ -39,20 +39,6 @@ pub(super) struct DeviceSuite {
     toolchain: ToolchainArgs,
 }
 
-/// Small networks in which every kernel and list is used.
-const NETWORKS: [&str; 6] = [
-    r#"{"arch": "resnet50", "width_mult": 0.5, "depths": [2, 1, 1], "input_size": [75, 90], "dyn_mode": "both",
-        "spatial_granularity": 2, "channel_granularity": 8}"#,
-    r#"{"arch": "resnet18", "width_mult": 0.25, "depths": [1, 2], "input_size": 64, "dyn_mode": ["layer", "channel"],
-        "channel_granularity": 1, "channel_masker": "conv_linear"}"#,
-    r#"{"arch": "cifar_resnet", "depths": [2, 2, 1], "dyn_mode": "both", "spatial_granularity": 3, "channel_granularity": 4}"#,
-    r#"{"arch": "regnet", "depths": [1, 2], "widths": [16, 24], "group_widths": 8, "stem_width": 8, "input_size": 48,
-        "dyn_mode": "both", "spatial_granularity": 2, "channel_granularity": 4, "squeeze_pooling": "dense"}"#,
-    r#"{"arch": "regnet", "depths": [1, 2], "widths": [16, 24], "group_widths": 8, "stem_width": 8, "input_size": 48,
-        "dyn_mode": "both", "spatial_granularity": 2, "channel_granularity": 4, "squeeze_pooling": "active"}"#,
-    r#"{"arch": "mobilenet_v2", "width_mult": 0.25, "input_size": 64, "dyn_mode": "both", "spatial_granularity": 2,
-        "channel_granularity": 4}"#,
-];
 const BATCH: usize = 3;
 /// Element types, and how far the largest logit may be off, as a part of it: f32 sums in another order, and what
 /// rounding in each of up to 40 layers makes of it.
@@ -101,7 +87,7 @@ impl DeviceSuite {
             steps.push(Step { name, seconds, outcome });
             Ok(())
         };
-        for (i, network) in NETWORKS.iter().enumerate() {
+        for (i, network) in SMALL_NETWORKS.iter().enumerate() {
             for (name, element, tolerance) in ELEMENTS {
                 step(format!("network {} in {name} against the CPU", i + 1), &mut || {
                     against_cpu(network, &driver, element, tolerance)
