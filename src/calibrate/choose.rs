@@ -44,6 +44,11 @@ impl Chooser {
         Self { left, model: None, fitted: 0 }
     }
 
+    /// Takes back a candidate that could not be measured, to be chosen after the others.
+    pub(super) fn put_back(&mut self, workload: Workload) {
+        self.left.insert(0, workload);
+    }
+
     /// Up to `count` candidates of one number of threads: half in order, half those that the model is least sure of for
     /// their cost.
     pub(super) fn next(&mut self, samples: &[Sample], facts: &DeviceFacts, count: usize) -> Vec<Workload> {

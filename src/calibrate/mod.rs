@@ -16,7 +16,7 @@ pub use device::{device_facts, today};
 pub use journal::Journal;
 pub use networks::correct;
 pub use sweep::sweep;
-pub use time::{Outcome, time};
+pub use time::{Anchors, Outcome, time};
 
 use crate::exec::Prober;
 use anyhow::{Context, Result, bail, ensure};
@@ -80,6 +80,7 @@ pub fn measure(
     let resumed = samples.len();
     let mut dropped = Vec::new();
     let mut chooser = Chooser::new(candidates, &samples, seed);
+    let mut anchors = vec![Anchors::default(); probers.len()];
     loop {
         let spent = clock();
         let left = budget.measurements.saturating_sub(samples.len());
@@ -95,14 +96,15 @@ pub fn measure(
         }
         let set = chooser.next(&samples, facts, SET.min(left));
         let Some(threads) = set.first().map(|workload| workload.threads) else { break };
-        let prober = probers.iter_mut().find(|(of, _)| *of == threads);
-        let (_, prober) = prober.with_context(|| format!("nothing measures {threads} threads"))?;
-        for outcome in time(&mut **prober, &set)? {
+        let prober = probers.iter_mut().zip(&mut anchors).find(|((of, _), _)| *of == threads);
+        let ((_, prober), anchors) = prober.with_context(|| format!("nothing measures {threads} threads"))?;
+        for outcome in time(&mut **prober, &set, anchors)? {
             match outcome {
                 Outcome::Measured(sample) => {
                     journal.append(&sample)?;
                     samples.push(sample);
                 }
+                Outcome::Slow(workload) => chooser.put_back(workload),
                 Outcome::Dropped(workload, why) => dropped.push((workload, why)),
             }
         }

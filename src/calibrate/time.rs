@@ -1,12 +1,15 @@
 use crate::exec::Prober;
 use anyhow::Result;
-use laud_predictor::workload::{Sample, Workload};
+use laud_predictor::workload::{Cache, Op, Sample, Workload};
+use std::collections::VecDeque;
 
 /// What came of timing one call.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Its time.
     Measured(Sample),
+    /// No time: the machine was slower than it can be all along. Worth another try.
+    Slow(Workload),
     /// No time that can be believed, and why.
     Dropped(Workload, String),
 }
@@ -15,7 +18,7 @@ pub enum Outcome {
 const WARM_UP: usize = 2;
 /// Rounds that are counted.
 const ROUNDS: usize = 9;
-/// Rounds that are counted at most, where some times are still unsure.
+/// Rounds at most, where some times are still unsure.
 const MOST_ROUNDS: usize = 27;
 /// MAD ÷ median above which a time is unsure, and above which it is given up.
 const UNSURE: f64 = 0.03;
@@ -23,31 +26,88 @@ const HOPELESS: f64 = 0.15;
 /// A round that takes this many times as long as the median round was disturbed; its times are not counted.
 const DISTURBED: f64 = 1.25;
 
+/// How fast the machine is at the moment: two calls that are timed in every round.
+///
+/// A machine that others share can be slower for seconds, and all calls of a set alike: neither repeats nor medians show
+/// it. A round counts while its anchors take about what they take in good moments.
+#[derive(Clone, Debug, Default)]
+pub struct Anchors {
+    past: [VecDeque<u64>; ANCHORS],
+}
+
+const ANCHORS: usize = 2;
+/// Rounds that are remembered.
+const REMEMBERED: usize = 4096;
+/// Share of the rounds that are good moments.
+const GOOD: f64 = 0.25;
+/// In a round that counts, anchors take at most this many times what they take in good moments.
+const SLOW: f64 = 1.1;
+
+impl Anchors {
+    /// One that multiplies, with everything in the caches, and one that reads a megabyte of weights from memory.
+    fn workloads(of: &Workload) -> [Workload; ANCHORS] {
+        let call = |side, c, cache| Workload {
+            threads: of.threads,
+            dtype: of.dtype,
+            cache,
+            ..Workload::new(Op::GatherGemm, side, side, c, c)
+        };
+        [call(14, 128, Cache::Warm), call(2, 512, Cache::Cold)]
+    }
+
+    fn note(&mut self, round: &[u64]) {
+        for (past, &ns) in self.past.iter_mut().zip(round) {
+            past.push_back(ns);
+            if past.len() > REMEMBERED {
+                past.pop_front();
+            }
+        }
+    }
+
+    /// What each anchor takes at most in a round that counts, nanoseconds.
+    fn limits(&self) -> [f64; ANCHORS] {
+        self.past.each_ref().map(|past| {
+            let mut sorted: Vec<u64> = past.iter().copied().collect();
+            sorted.sort_unstable();
+            let good = sorted.get((GOOD * sorted.len() as f64) as usize);
+            good.map_or(f64::INFINITY, |&ns| SLOW * ns as f64)
+        })
+    }
+}
+
 /// Times the calls of one set in turns, round after round, so that a disturbance hits all alike.
 ///
 /// # Errors
 /// Those of the prober.
-pub fn time(prober: &mut dyn Prober, set: &[Workload]) -> Result<Vec<Outcome>> {
-    let drawn = prober.prepare(set)?;
+pub fn time(prober: &mut dyn Prober, set: &[Workload], anchors: &mut Anchors) -> Result<Vec<Outcome>> {
+    let Some(first) = set.first() else { return Ok(Vec::new()) };
+    let with_anchors: Vec<Workload> =
+        Anchors::workloads(first).into_iter().chain(set.iter().copied()).collect();
+    let drawn = prober.prepare(&with_anchors)?;
     let mut rounds: Vec<Vec<u64>> = Vec::new();
     let mut ns = vec![0; drawn.len()];
+    let calls = ANCHORS..drawn.len();
     for round in 0..WARM_UP + MOST_ROUNDS {
         prober.round(&mut ns)?;
         if round < WARM_UP {
             continue;
         }
+        anchors.note(&ns);
         rounds.push(ns.clone());
-        let enough = rounds.len() >= ROUNDS;
-        if enough && rounds.len().is_multiple_of(3) {
-            let kept = undisturbed(&rounds);
+        if rounds.len() >= ROUNDS && rounds.len().is_multiple_of(3) {
+            let kept = undisturbed(&rounds, anchors);
             let sure = |i: usize| relative_mad(&kept, i) <= UNSURE;
-            if kept.len() >= ROUNDS && (0..drawn.len()).all(sure) {
+            if kept.len() >= ROUNDS && calls.clone().all(sure) {
                 break;
             }
         }
     }
-    let kept = undisturbed(&rounds);
-    let outcome = |(i, &workload): (usize, &Workload)| {
+    let kept = undisturbed(&rounds, anchors);
+    let outcome = |i: usize| {
+        let workload = drawn[i];
+        if kept.len() < ROUNDS {
+            return Outcome::Slow(workload);
+        }
         let (median_ns, mad_ns) = spread(&kept, i);
         let sample = Sample { workload, median_ns, mad_ns, repeats: kept.len() as u32 };
         let share = mad_ns / median_ns;
@@ -60,14 +120,18 @@ pub fn time(prober: &mut dyn Prober, set: &[Workload]) -> Result<Vec<Outcome>> {
             Err(error) => Outcome::Dropped(workload, error.to_string()),
         }
     };
-    Ok(drawn.iter().enumerate().map(outcome).collect())
+    Ok(calls.clone().map(outcome).collect())
 }
 
-/// Rounds that took about as long as most.
-fn undisturbed(rounds: &[Vec<u64>]) -> Vec<&Vec<u64>> {
+/// Rounds that took about as long as most, at good moments of the machine.
+fn undisturbed<'r>(rounds: &'r [Vec<u64>], anchors: &Anchors) -> Vec<&'r Vec<u64>> {
+    let limits = anchors.limits();
+    let good = |round: &&Vec<u64>| round.iter().zip(limits).all(|(&ns, limit)| ns as f64 <= limit);
     let total = |round: &[u64]| round.iter().sum::<u64>() as f64;
-    let most = DISTURBED * median(rounds.iter().map(|round| total(round)).collect());
-    rounds.iter().filter(|round| total(round) <= most).collect()
+    let mut kept: Vec<&Vec<u64>> = rounds.iter().filter(good).collect();
+    let most = DISTURBED * median(kept.iter().map(|round| total(round)).collect());
+    kept.retain(|round| total(round) <= most);
+    kept
 }
 
 fn relative_mad(rounds: &[&Vec<u64>], i: usize) -> f64 {
@@ -96,6 +160,9 @@ mod tests {
     use super::*;
     use laud_predictor::workload::Op;
 
+    /// What a script knows an anchor by.
+    const ANCHOR: usize = 9;
+
     /// Takes as long as a script says.
     struct Script<F>(F, u64);
 
@@ -108,7 +175,9 @@ mod tests {
         }
         fn round(&mut self, ns: &mut [u64]) -> Result<()> {
             self.1 += 1;
-            ns.iter_mut().enumerate().for_each(|(i, ns)| *ns = (self.0)(self.1, i));
+            for (i, ns) in ns.iter_mut().enumerate() {
+                *ns = (self.0)(self.1, i.checked_sub(ANCHORS).unwrap_or(ANCHOR));
+            }
             Ok(())
         }
     }
@@ -120,7 +189,7 @@ mod tests {
     #[test]
     fn a_disturbed_round_does_not_count() {
         let mut script = Script(|round, _| if round % 4 == 0 { 9000 } else { 1000 }, 0);
-        let outcomes = time(&mut script, &two()).unwrap();
+        let outcomes = time(&mut script, &two(), &mut Anchors::default()).unwrap();
         for outcome in outcomes {
             let Outcome::Measured(sample) = outcome else { panic!("{outcome:?}") };
             assert_eq!((sample.median_ns, sample.mad_ns), (1000.0, 0.0));
@@ -132,14 +201,39 @@ mod tests {
     fn a_call_without_a_steady_time_is_dropped_with_the_reason_and_the_other_is_not() {
         let unsteady = [100, 900, 400, 2000, 700];
         let mut script = Script(|round, i| if i == 0 { unsteady[round as usize % 5] } else { 50_000 }, 0);
-        let outcomes = time(&mut script, &two()).unwrap();
+        let outcomes = time(&mut script, &two(), &mut Anchors::default()).unwrap();
         assert!(matches!(&outcomes[0], Outcome::Dropped(_, why) if why.contains("deviate")));
         assert!(matches!(&outcomes[1], Outcome::Measured(sample) if sample.median_ns == 50_000.0));
     }
 
     #[test]
+    fn what_a_slow_machine_takes_is_not_measured() {
+        // Half as fast from round 30 on, for the length of a set and a half.
+        let slow = |round| (30..70).contains(&round);
+        let mut script = Script(|round, i| if slow(round) { 1700 } else { 1000 } + i as u64, 0);
+        let mut anchors = Anchors::default();
+        let mut times = Vec::new();
+        while script.1 < 100 {
+            for outcome in time(&mut script, &two(), &mut anchors).unwrap() {
+                times.push(match outcome {
+                    Outcome::Measured(sample) => Some(sample.median_ns),
+                    Outcome::Slow(_) => None,
+                    Outcome::Dropped(_, why) => panic!("{why}"),
+                });
+            }
+        }
+        assert!(times.iter().flatten().all(|&ns| ns < 1010.0), "{times:?}");
+        assert!(times.contains(&None) && times.last() == Some(&Some(1001.0)), "{times:?}");
+    }
+
+    #[test]
     fn a_clock_that_stands_still_is_no_measurement() {
         let mut script = Script(|_, _| 0, 0);
-        assert!(time(&mut script, &two()).unwrap().iter().all(|o| matches!(o, Outcome::Dropped(..))));
+        assert!(
+            time(&mut script, &two(), &mut Anchors::default())
+                .unwrap()
+                .iter()
+                .all(|o| matches!(o, Outcome::Dropped(..)))
+        );
     }
 }

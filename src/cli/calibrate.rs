@@ -50,8 +50,9 @@ pub(super) struct Calibrate {
 
 /// What `--quick` measures at most, and for how long.
 const QUICK: Budget = Budget { time: Duration::from_secs(50), measurements: 60 };
-/// Workloads that are drawn beside those of the shipped networks.
-const DRAWN: usize = 1500;
+/// Workloads that are drawn beside those of the shipped networks, and what is measured at most without `--quick`.
+const DRAWN: usize = 8000;
+const MOST: usize = 8000;
 
 impl Calibrate {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
@@ -86,7 +87,7 @@ impl Calibrate {
         candidates.iter_mut().for_each(|workload| workload.dtype = dtype);
         let budget = match self.quick {
             true => QUICK,
-            false => Budget { time: self.budget, measurements: usize::MAX },
+            false => Budget { time: self.budget, measurements: MOST },
         };
         // Measurements of other kernels are another journal's.
         let mut journal = Journal::open(&self.out.with_extension(format!("{SOURCE_HASH}.partial.csv")))?;
