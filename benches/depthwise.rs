@@ -50,8 +50,14 @@ fn measure<E: Element>(
     let geometry = ConvGeometry::per_channel(Extent { h: side, w: side }, c, kernel, stride, kernel / 2);
     let ConvGeometry { input, output, .. } = geometry;
     let (weight, bias) = (vec![0.01; geometry.weights()], vec![0.1; c]);
-    let spec =
-        FilterSpec { geometry, weight: &weight, bias: &bias, input_constant: None, output_constant: None };
+    let spec = FilterSpec {
+        geometry,
+        weight: &weight,
+        bias: &bias,
+        input_constant: None,
+        output_constant: None,
+        group: None,
+    };
     let filter = Filter::pack(&spec).expect("a valid filter");
     let x = vec![E::from_f32(0.5); input.pixels() * c];
     let (all_rows, all_channels) = (Rows::all(1, output.pixels()), Channels::all(c));

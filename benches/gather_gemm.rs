@@ -37,17 +37,21 @@ fn main() {
         let output = geometry.output;
         let weight = vec![0.01; geometry.weights()];
         let bias = vec![0.1; c_out];
-        let spec = FilterSpec {
+        let spec = |group| FilterSpec {
             geometry,
             weight: &weight,
             bias: &bias,
             input_constant: None,
             output_constant: None,
+            group,
         };
         // As many copies as keep the weights out of the private caches, as inside a network.
         let copies = (24 << 20) / (geometry.weights() * 4) + 1;
-        let filters: Vec<_> =
-            (0..copies).map(|_| Filter::<f32>::pack(isa, &spec).expect("a valid filter")).collect();
+        let pack = |group| {
+            let filter = |_| Filter::<f32>::pack(isa, &spec(group)).expect("a valid filter");
+            (0..copies).map(filter).collect::<Vec<_>>()
+        };
+        let filters = [pack(None), pack(None), pack(Some(8))];
         let x = vec![0.5f32; input.pixels() * c_in];
         let (all_rows, all_in, all_out) =
             (Rows::all(1, output.pixels()), Channels::all(c_in), Channels::all(c_out));
@@ -76,10 +80,10 @@ fn main() {
             2.0 * (set.rows.len() * set.c_in.count(0) * set.c_out.count(0) * kernel * kernel) as f64
         });
         let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
-        for set in sets {
+        for (set, filters) in sets.into_iter().zip(&filters) {
             let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
             let mut y = vec![0.0f32; output.pixels() * c_out];
-            let (filters, x, pool) = (&filters, &x, &pool);
+            let (x, pool) = (&x, &pool);
             let mut turn = 0;
             candidates.push(Box::new(move || {
                 // One team for a batch of calls, as in an inference.

@@ -44,6 +44,7 @@
 //!     bias: &[0.0],
 //!     input_constant: None,
 //!     output_constant: None,
+//!     group: None,
 //! })?;
 //! let mut scratch = cpu.scratch()?;
 //! cpu.reserve(&mut scratch, &filter, false)?;

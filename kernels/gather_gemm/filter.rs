@@ -1,3 +1,4 @@
+use super::micro::UNIT;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +19,9 @@ pub struct FilterSpec<'a> {
     pub input_constant: Option<&'a [f32]>,
     /// `[c_out]`: what an inactive output channel is worth, subtracted from what is stored; `None`: zero.
     pub output_constant: Option<&'a [f32]>,
+    /// Where some output channels may be inactive, how many neighbours are active or not together, likewise of the
+    /// input: the weights are laid out for it. Calls may come with any channels all the same.
+    pub group: Option<usize>,
 }
 
 impl FilterSpec<'_> {
@@ -42,7 +46,9 @@ impl FilterSpec<'_> {
 /// A convolution's weights, packed for one instruction set.
 ///
 /// Columns are cut into panels as wide as the GEMM tile; within a panel the order is `[tap][input channel][column]`,
-/// so that the kernel streams it. A grouped convolution has a panel (or several) per group; groups narrower than a
+/// so that the kernel streams it. Where channels come and go in groups, panels are `UNIT` columns wide, the kernel puts
+/// several side by side, and the order is `[pair of rows][column][row of the pair]`: whatever is active, the cache lines
+/// that are read are used, and loads are whole vectors. A grouped convolution has a panel (or several) per group; groups narrower than a
 /// vector share one, with zeros off the diagonal.
 pub struct Filter<E> {
     geometry: ConvGeometry,
@@ -54,7 +60,10 @@ pub struct Filter<E> {
     pub(super) output_constant: Option<Vec<f32>>,
     /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
     pub(super) folded: bool,
+    /// Panels are units, of which several are multiplied with at a time.
+    pub(super) units: bool,
     pub(super) lanes: usize,
+    /// Columns that are multiplied with at a time.
     pub(super) panel_width: usize,
     pub(super) max_rows: usize,
 }
@@ -74,6 +83,11 @@ pub(super) struct Panel {
 /// Elements behind the end of packed data and bias that vector loads may touch.
 pub(super) const SLACK: usize = 64;
 
+/// Place of a weight in a panel of [`UNIT`] columns.
+pub(super) fn unit_place(row: usize, column: usize) -> usize {
+    row / 2 * (2 * UNIT) + 2 * column + row % 2
+}
+
 impl<E: Element> Filter<E> {
     /// Packs weights for `isa`.
     ///
@@ -92,7 +106,11 @@ impl<E: Element> Filter<E> {
         let g = spec.geometry;
         spec.check("filter")?;
         let Tile { lanes, columns: panel_width, rows: max_rows } = tile(isa);
-        let panels = cut(&g, lanes, panel_width);
+        let units = g.groups == 1
+            && g.c_in.is_multiple_of(UNIT)
+            && spec.group.is_some_and(|group| group.is_multiple_of(UNIT))
+            && panel_width.is_multiple_of(2 * UNIT);
+        let panels = if units { cut(&g, UNIT, UNIT) } else { cut(&g, lanes, panel_width) };
         let taps = g.kernel * g.kernel;
         let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
         let mut data = zeroed(len + SLACK, "packed weights")?;
@@ -103,8 +121,9 @@ impl<E: Element> Filter<E> {
                 for tap in 0..taps {
                     let source = &spec.weight[(o * taps + tap) * g.group_in()..][..g.group_in()];
                     for (c, &w) in source.iter().enumerate() {
-                        out[(tap * panel.inputs + first + c) * panel.stored + o - panel.c_out] =
-                            E::from_f32(w);
+                        let (row, column) = (tap * panel.inputs + first + c, o - panel.c_out);
+                        let at = if units { unit_place(row, column) } else { row * panel.stored + column };
+                        out[at] = E::from_f32(w);
                     }
                 }
             }
@@ -126,8 +145,9 @@ impl<E: Element> Filter<E> {
             bias_stride,
             output_constant,
             folded,
+            units,
             lanes,
-            panel_width,
+            panel_width: if units { panel_width / 2 } else { panel_width },
             max_rows,
         })
     }

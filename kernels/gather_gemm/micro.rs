@@ -40,8 +40,9 @@ pub(super) struct Strip<'a, E> {
     pub(super) columns: usize,
     /// Bias of the panel's columns, a row of the table for every class of rows.
     pub(super) bias: *const f32,
+    /// From one row of the table to the next; 0: there is one.
     pub(super) bias_stride: usize,
-    /// `[rows]`: class of each row; null: all are of class 0.
+    /// `[rows]`: class of each row.
     pub(super) class: *const u32,
     /// Subtracted behind the activation; null: nothing.
     pub(super) constant: *const f32,
@@ -53,29 +54,42 @@ pub(super) struct Strip<'a, E> {
     pub(super) next: Option<PanelRows<E>>,
 }
 
-/// Where the rows of a panel lie. Each row is `stored` columns.
-#[derive(Clone, Copy)]
-pub(super) struct PanelRows<E> {
-    /// Where every [`UNIT`] columns of row 0 start.
-    pub(super) units: [*const E; MAX_UNITS],
-    /// Elements from row 0 to each row in the order of the reduction; null: rows follow each other.
-    pub(super) offsets: *const u32,
-    /// The units are not neighbours.
-    pub(super) scattered: bool,
-}
+impl<E> Strip<'_, E> {
+    /// Whole vectors, and no activation but ReLU.
+    #[inline(always)]
+    fn whole(&self) -> bool {
+        self.columns == self.stored && self.act != Act::Relu6
+    }
 
-/// Columns of a unit, the smallest that can be gathered while multiplying.
-pub(super) const UNIT: usize = 8;
-/// Units of the widest panel.
-pub(super) const MAX_UNITS: usize = 4;
-
-impl<E> PanelRows<E> {
-    /// A panel of neighbours from `start` on.
-    pub(super) fn neighbours(start: *const E, offsets: *const u32) -> Self {
-        let units = std::array::from_fn(|unit| start.wrapping_add(unit * UNIT));
-        Self { units, offsets, scattered: false }
+    /// The bias of a row.
+    ///
+    /// # Safety
+    /// There is such a row.
+    #[inline(always)]
+    unsafe fn bias_of(&self, row: usize) -> *const f32 {
+        // SAFETY: see above.
+        self.bias.wrapping_add(unsafe { *self.class.add(row) } as usize * self.bias_stride)
     }
 }
+
+/// Where the rows of a panel lie.
+#[derive(Clone, Copy)]
+pub(super) struct PanelRows<E> {
+    /// With `apart`, where every [`UNIT`] columns start; otherwise all are where row 0 starts, and rows are `stored`
+    /// long.
+    pub(super) units: [*const E; MAX_UNITS],
+    /// The row that each step of the reduction meets, with `apart` of each first step of [`UNIT`], the others follow;
+    /// null: rows follow each other.
+    pub(super) listed: *const u32,
+    /// Units lie apart, in the order of [`unit_place`](super::filter::unit_place). Sums over even and odd rows are then
+    /// kept side by side in twice as many lanes, and added at the end.
+    pub(super) apart: bool,
+}
+
+/// Channels that are stored and met together where only some are active: columns of a filter, steps of a reduction.
+pub(super) const UNIT: usize = 8;
+/// Units that the widest tile meets at a time.
+pub(super) const MAX_UNITS: usize = 2;
 
 dispatch! {
     /// Computes a strip.
@@ -123,13 +137,17 @@ unsafe fn compute_part<S: Simd, E: Element>(
     segments: &[Segment],
     (start, last): (bool, bool),
     keep: bool,
-    ahead: &mut Ahead,
+    ahead: &mut Ahead<E>,
 ) {
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
+    let vectors = match strip.panel.apart {
+        true => strip.columns.div_ceil(UNIT) * 2 * UNIT / S::LANES,
+        false => strip.stored / S::LANES,
+    };
     let mut first = 0;
     for tile in 0..strip.tiles {
         let rows = height + usize::from(tile < taller);
-        let sums = if keep { strip.sums.wrapping_add(first * strip.stored) } else { strip.sums };
+        let sums = if keep { strip.sums.wrapping_add(first * vectors * S::LANES) } else { strip.sums };
         if last {
             // SAFETY: see above.
             unsafe { expect_output::<S, E>(strip, first..first + rows) };
@@ -138,28 +156,28 @@ unsafe fn compute_part<S: Simd, E: Element>(
             ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, segments, first, ahead, (start, sums)) },)*
+                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, segments, first, ahead, (start, last), sums) },)*
                     _ => unreachable!("a tile has 1..=12 rows"),
                 }
             };
             ($nv:literal) => {
-                match (strip.panel.offsets.is_null(), strip.panel.scattered) {
-                    (true, _) => by_rows!(STREAM, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                match (strip.panel.apart, strip.panel.listed.is_null()) {
+                    (false, true) => by_rows!(STREAM, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
                     (false, false) => by_rows!(ROWS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
-                    (false, true) => by_rows!(UNITS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    (true, _) => by_rows!(UNITS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
                 }
             };
         }
-        match strip.stored / S::LANES {
+        match vectors {
             1 => by_rows!(1),
             2 => by_rows!(2),
             3 if S::NV >= 3 => by_rows!(3),
             4 if S::NV >= 4 => by_rows!(4),
             _ => unreachable!("a panel has 1..=S::NV vectors"),
         }
-        if last {
+        if last && !strip.whole() {
             // SAFETY: see above.
-            unsafe { finish::<S, E>(strip, first..first + rows, sums) };
+            unsafe { finish::<S, E>(strip, first..first + rows, vectors, sums) };
         }
         first += rows;
     }
@@ -167,67 +185,69 @@ unsafe fn compute_part<S: Simd, E: Element>(
 
 /// Progress through the rows of a panel that will be multiplied with soon.
 #[derive(Clone, Copy)]
-struct Ahead {
-    /// Cache lines of row 0, some of them perhaps twice.
-    lines: [*const u8; MAX_UNITS],
-    /// Whether there are more than two.
-    scattered: bool,
-    /// Elements from row 0 to each row; null: they follow each other.
-    offsets: *const u32,
-    element: usize,
-    /// Next row to ask for; where rows follow each other, next cache line.
+struct Ahead<E> {
+    panel: PanelRows<E>,
+    /// Stored columns.
+    stored: usize,
+    /// Next cache line of a unit, row, or cache line to ask for.
     at: usize,
     end: usize,
     /// To ask for at every segment, so that the loads are spread over the multiplication.
     step: usize,
 }
 
-impl Ahead {
-    fn new<E>(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, requests: usize) -> Self {
-        let nothing = || (PanelRows::neighbours(std::ptr::null(), std::ptr::null()), 0..0);
-        let (panel, mut rows) = coming.unwrap_or_else(nothing);
-        if panel.offsets.is_null() {
-            let line = |row: usize| (row * stored * size_of::<E>()).div_ceil(64);
-            rows = line(rows.start)..line(rows.end);
-        }
-        let [first, second, third, fourth] = panel.units.map(|unit: *const E| unit.cast());
-        let lines =
-            if panel.scattered { [first, second, third, fourth] } else { [first, third, first, third] };
-        Ahead {
-            lines,
-            scattered: panel.scattered,
-            offsets: panel.offsets,
-            element: size_of::<E>(),
-            at: rows.start,
-            end: rows.end,
-            step: rows.len().div_ceil(requests),
-        }
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl<E> Ahead<E> {
+    /// Cache lines of [`UNIT`] rows of a unit.
+    const UNIT_LINES: usize = UNIT * UNIT * size_of::<E>() / LINE;
+
+    fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, requests: usize) -> Self {
+        let nothing =
+            PanelRows { units: [std::ptr::null(); MAX_UNITS], listed: std::ptr::null(), apart: false };
+        let (panel, rows) = coming.unwrap_or((nothing, 0..0));
+        let place = |row: usize| match (panel.apart, panel.listed.is_null()) {
+            (true, _) => row / UNIT * Self::UNIT_LINES,
+            (false, false) => row,
+            (false, true) => (row * stored * size_of::<E>()).div_ceil(LINE),
+        };
+        let (at, end) = (place(rows.start), place(rows.end));
+        Ahead { panel, stored, at, end, step: (end - at).div_ceil(requests) }
     }
 
-    /// Asks for some more.
+    /// Asks for some more of a panel that is met as `GATHER` says.
     ///
     /// # Safety
-    /// Inside a function compiled for `S`; `offsets` is null or has `end` entries.
+    /// Inside a function compiled for `S`; a list has the rows it was promised for.
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&mut self) {
-        let end = self.end.min(self.at + self.step);
+    unsafe fn ask<S: Simd, const GATHER: u8>(&mut self) {
+        let Ahead { panel: PanelRows { units, listed, .. }, stored, at, .. } = *self;
+        let end = self.end.min(at + self.step);
+        self.at = end;
+        let line = |unit: usize, element: usize, line: usize| {
+            units[unit].wrapping_add(element).cast::<u8>().wrapping_add(line * LINE)
+        };
         // SAFETY: see above.
         unsafe {
-            if self.offsets.is_null() {
-                while self.at < end {
-                    S::prefetch_far(self.lines[0].wrapping_add(self.at * 64));
-                    self.at += 1;
+            match GATHER {
+                UNITS => {
+                    for at in at..end {
+                        let row = *listed.add(at / Self::UNIT_LINES) as usize;
+                        for unit in 0..(stored / UNIT).min(MAX_UNITS) {
+                            S::prefetch_far(line(unit, row * UNIT, at % Self::UNIT_LINES));
+                        }
+                    }
                 }
-            }
-            while self.at < end {
-                let offset = *self.offsets.add(self.at) as usize * self.element;
-                S::prefetch_far(self.lines[0].wrapping_add(offset));
-                S::prefetch_far(self.lines[1].wrapping_add(offset));
-                if self.scattered {
-                    S::prefetch_far(self.lines[2].wrapping_add(offset));
-                    S::prefetch_far(self.lines[3].wrapping_add(offset));
+                ROWS => {
+                    for at in at..end {
+                        let row = *listed.add(at) as usize;
+                        for of_row in 0..(stored * size_of::<E>()).div_ceil(LINE) {
+                            S::prefetch_far(line(0, row * stored, of_row));
+                        }
+                    }
                 }
-                self.at += 1;
+                _ => (at..end).for_each(|at| S::prefetch_far(line(0, 0, at))),
             }
         }
     }
@@ -240,7 +260,7 @@ const UNROLL: usize = 4;
 const STREAM: u8 = 0;
 /// Panel rows are listed.
 const ROWS: u8 = 1;
-/// Panel rows are listed and their units lie apart.
+/// Panel rows are listed [`UNIT`] at a time and their units lie apart.
 const UNITS: u8 = 2;
 
 /// # Safety
@@ -250,8 +270,9 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
     strip: &Strip<'_, E>,
     segments: &[Segment],
     first: usize,
-    ahead: &mut Ahead,
-    (start, sums): (bool, *mut f32),
+    ahead: &mut Ahead<E>,
+    (start, last): (bool, bool),
+    sums: *mut f32,
 ) {
     if MR > S::MR {
         unreachable!("taller than the tile of this instruction set");
@@ -272,7 +293,7 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
             let starts = taps.add(segment.tap as usize * MR);
             let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
             let order = segment.panel_row as usize;
-            coming.ask::<S>();
+            coming.ask::<S, GATHER>();
             let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
             let inputs = segment.inputs as usize;
             macro_rules! step {
@@ -298,39 +319,78 @@ unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GAT
                     k += UNROLL;
                 }
             }
+            while GATHER == UNITS && k < inputs {
+                let row = *strip.panel.listed.add((order + k) / UNIT) as usize * UNIT;
+                let units: [*const E; MAX_UNITS] = std::array::from_fn(|i| strip.panel.units[i].add(row));
+                for pair in 0..UNIT / 2 {
+                    let columns: [S::V; NV] = std::array::from_fn(|j| {
+                        let (unit, lane) = (j * S::LANES / (2 * UNIT), j * S::LANES % (2 * UNIT));
+                        S::load(units[unit].add(pair * 2 * UNIT + lane))
+                    });
+                    for i in 0..MR {
+                        let values = S::splat_pair(a[i].add(k + 2 * pair));
+                        for j in 0..NV {
+                            acc[i][j] = S::fma(values, columns[j], acc[i][j]);
+                        }
+                    }
+                }
+                k += UNIT;
+            }
             while k < inputs {
-                let columns: [S::V; NV] = match GATHER {
-                    STREAM => std::array::from_fn(|j| S::load(b.add(j * S::LANES))),
+                let row = match GATHER {
                     ROWS => {
-                        let row = strip.panel.units[0].add(*strip.panel.offsets.add(order + k) as usize);
-                        std::array::from_fn(|j| S::load(row.add(j * S::LANES)))
+                        let row = *strip.panel.listed.add(order + k) as usize;
+                        strip.panel.units[0].add(row * NV * S::LANES)
                     }
-                    _ => {
-                        let row = *strip.panel.offsets.add(order + k) as usize;
-                        std::array::from_fn(|j| {
-                            let unit = j * S::LANES / UNIT;
-                            let within = j * S::LANES % UNIT;
-                            let low = strip.panel.units[unit].add(row + within);
-                            match S::LANES > UNIT {
-                                true => S::load_halves(low, strip.panel.units[unit + 1].add(row)),
-                                false => S::load(low),
-                            }
-                        })
-                    }
+                    _ => b,
                 };
-                step!(k, columns);
+                step!(k, std::array::from_fn(|j| S::load(row.add(j * S::LANES))));
                 b = b.wrapping_add(NV * S::LANES);
                 k += 1;
             }
         }
         *ahead = coming;
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, &acc) in acc.iter().enumerate() {
-                S::store_f32(sums.add((i * NV + j) * S::LANES), acc);
-            }
+        // Written out row by row: in a loop that the compiler does not unroll accumulators would live in memory.
+        macro_rules! every_row {
+            ($row:ident) => { every_row!($row: 0 1 2 3 4 5 6 7 8 9 10 11) };
+            ($row:ident: $($i:literal)*) => { $(if $i < MR { $row!($i, acc[$i % MR]); })* };
         }
+        if !(last && strip.whole()) {
+            macro_rules! keep {
+                ($i:literal, $acc:expr) => {
+                    for j in 0..NV {
+                        S::store_f32(sums.add(($i * NV + j) * S::LANES), $acc[j]);
+                    }
+                };
+            }
+            every_row!(keep);
+            return;
+        }
+        let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
+        let constant = if strip.constant.is_null() { ZEROS.as_ptr() } else { strip.constant };
+        macro_rules! write {
+            ($i:literal, $acc:expr) => {
+                let out = (*strip.out.add(first + $i)).add(strip.column);
+                let before = if strip.residual { out.cast_const() } else { ZEROS.as_ptr().cast() };
+                let bias = strip.bias_of(first + $i);
+                for j in 0..if GATHER == UNITS { NV.div_ceil(2) } else { NV } {
+                    let at = j * S::LANES;
+                    let sum = match GATHER {
+                        UNITS => S::add_pairs($acc[2 * j % NV], $acc[(2 * j + 1) % NV]),
+                        _ => $acc[j],
+                    };
+                    let v = S::add(S::add(sum, S::load_f32(bias.add(at))), S::load(before.add(at)));
+                    // The value is the second operand, which x86's max hands on when it is NaN.
+                    S::store(out.add(at), S::sub(S::max(least, v), S::load_f32(constant.add(at))));
+                }
+            };
+        }
+        every_row!(write);
     }
 }
+
+/// What is added where there is nothing to add, whatever the element: zero has no bit set.
+static ZEROS: [f32; 64] = [0.0; 64];
 
 /// Asks for the output of a tile, which is to be written (and with a residual to be read) when its sums are ready.
 ///
@@ -349,87 +409,34 @@ unsafe fn expect_output<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<u
     }
 }
 
-/// Bias, residual, activation, constant, store. The sums pass through memory on their way here, so that this needs no
-/// code of its own for every shape of tile.
+/// Bias, residual, activation, constant, store, of sums that [`fixed`] left in memory; `vectors` of each row.
 ///
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: *const f32) {
-    // SAFETY: see above.
-    unsafe {
-        let classes = !strip.class.is_null();
-        let part = strip.columns < strip.stored || strip.act == Act::Relu6 || classes && strip.residual;
-        macro_rules! whole {
-            ($nv:literal) => {
-                match (strip.residual, classes) {
-                    (false, false) => finish_whole::<S, E, $nv, false, false>(strip, rows, sums),
-                    (false, true) => finish_whole::<S, E, $nv, false, true>(strip, rows, sums),
-                    (true, _) => finish_whole::<S, E, $nv, true, false>(strip, rows, sums),
-                }
-            };
-        }
-        match strip.stored / S::LANES {
-            1 if !part => whole!(1),
-            2 if !part => whole!(2),
-            _ => finish_part::<S, E>(strip, rows, sums),
-        }
-    }
-}
-
-/// Whole vectors, no activation but ReLU.
-///
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-unsafe fn finish_whole<S: Simd, E: Element, const NV: usize, const RESIDUAL: bool, const CLASSES: bool>(
+unsafe fn finish<S: Simd, E: Element>(
     strip: &Strip<'_, E>,
     rows: Range<usize>,
+    vectors: usize,
     sums: *const f32,
 ) {
-    // SAFETY: see above.
-    unsafe {
-        let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
-        let constant: [S::V; NV] = match strip.constant.is_null() {
-            true => [S::splat(0.0); NV],
-            false => std::array::from_fn(|j| S::load_f32(strip.constant.add(j * S::LANES))),
-        };
-        let mut sum = sums;
-        for row in rows {
-            let out = (*strip.out.add(row)).add(strip.column);
-            let class = if CLASSES { *strip.class.add(row) as usize } else { 0 };
-            let bias = strip.bias.add(class * strip.bias_stride);
-            for (j, &constant) in constant.iter().enumerate() {
-                let at = j * S::LANES;
-                let mut v = S::add(S::load_f32(sum.add(at)), S::load_f32(bias.add(at)));
-                if RESIDUAL {
-                    v = S::add(v, S::load(out.add(at).cast_const()));
-                }
-                // The value is the second operand, which x86's max hands on when it is NaN.
-                S::store(out.add(at), S::sub(S::max(least, v), constant));
-            }
-            sum = sum.add(NV * S::LANES);
-        }
-    }
-}
-
-/// Any case.
-///
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-unsafe fn finish_part<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>, sums: *const f32) {
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
         let mut sum = sums;
         for row in rows {
             let out = (*strip.out.add(row)).add(strip.column);
-            let class = if strip.class.is_null() { 0 } else { *strip.class.add(row) as usize };
-            let bias = strip.bias.add(class * strip.bias_stride);
+            let bias = strip.bias_of(row);
             for at in (0..strip.columns).step_by(S::LANES) {
                 let n = strip.columns - at;
-                let mut v = S::add(S::load_f32(sum.add(at)), S::load_f32(bias.add(at)));
+                let v = match strip.panel.apart {
+                    true => S::add_pairs(
+                        S::load_f32(sum.add(2 * at)),
+                        S::load_f32(sum.add((2 * at + S::LANES).min((vectors - 1) * S::LANES))),
+                    ),
+                    false => S::load_f32(sum.add(at)),
+                };
+                let mut v = S::add(v, S::load_f32(bias.add(at)));
                 if strip.residual {
                     v = S::add(v, S::load_first(out.add(at).cast_const(), n));
                 }
@@ -444,7 +451,7 @@ unsafe fn finish_part<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usi
                 }
                 S::store_first(out.add(at), n, v);
             }
-            sum = sum.add(strip.stored);
+            sum = sum.add(vectors * S::LANES);
         }
     }
 }

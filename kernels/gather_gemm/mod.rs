@@ -22,11 +22,15 @@ pub mod cuda;
 mod filter;
 mod micro;
 mod pack;
+mod panel;
+mod rows;
+mod scratch;
 #[cfg(test)]
 mod tests;
 
-pub use cpu::{Scratch, run};
+pub use cpu::run;
 pub use filter::{Filter, FilterSpec, Tile, tile};
+pub use scratch::Scratch;
 
 use crate::{Act, ActiveSet, Channels, Element, Error, Result, Rows};
 

@@ -1,8 +1,8 @@
 //! Packs the active columns of a filter next to each other, so that the register tile meets dense panels.
 
 use super::Filter;
-use super::filter::Panel;
-use super::micro::Segment;
+use super::filter::{Panel, unit_place};
+use super::micro::{Segment, UNIT};
 use crate::Element;
 use crate::simd::{Simd, dispatch};
 use std::ops::Range;
@@ -114,6 +114,28 @@ fn copy_set<S: Simd, E: Element>(
                 }
             }
             to = to.wrapping_add(stored);
+        }
+    }
+}
+
+/// As [`copy`] from a filter whose panels are units. It was not packed for such lists: speed is no concern.
+pub(super) fn copy_units<E: Element>(
+    filter: &Filter<E>,
+    channels: impl Iterator<Item = usize>,
+    inputs: Option<&[u32]>,
+    packed: &mut [E],
+    stored: usize,
+) {
+    let g = filter.geometry();
+    let rows = inputs.map_or(g.c_in, <[u32]>::len);
+    for (target, channel) in channels.enumerate() {
+        let panel = &filter.data.as_slice()[filter.panels[channel / UNIT].offset..];
+        for (at, packed) in
+            packed[target..].iter_mut().step_by(stored).take(g.kernel * g.kernel * rows).enumerate()
+        {
+            let (tap, i) = (at / rows, at % rows);
+            let row = tap * g.c_in + inputs.map_or(i, |list| list[i] as usize);
+            *packed = panel[unit_place(row, channel % UNIT)];
         }
     }
 }

@@ -10,6 +10,8 @@ struct Case {
     batch: usize,
     rows: Density,
     channels: Option<(Density, usize)>,
+    /// What the filter is told about how channels come.
+    group: Option<usize>,
     compact: bool,
     residual: bool,
     act: Act,
@@ -25,6 +27,7 @@ impl Case {
             batch: 2,
             rows: Density::All,
             channels: None,
+            group: None,
             compact: false,
             residual: false,
             act: Act::Relu,
@@ -65,6 +68,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         bias: &bias,
         input_constant: case.constants.then_some(&input_constant),
         output_constant: case.constants.then_some(&output_constant),
+        group: case.group,
     };
     let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2));
     let list = |total: usize, random: &mut Random| match case.channels {
@@ -148,15 +152,32 @@ fn channel_sets_differ_between_samples() {
         (conv(6, 6, 128, 128, 3, 1, 1), 2),
         (conv(6, 6, 48, 48, 3, 1, 6), 4),
         (conv(6, 6, 48, 48, 3, 1, 2), 8),
+        (conv(20, 20, 72, 40, 3, 2, 1), 8),
+        (conv(5, 5, 160, 96, 3, 1, 1), 16),
     ] {
-        for density in Density::EVERY {
+        for (density, told) in
+            Density::EVERY.into_iter().flat_map(|density| [(density, false), (density, true)])
+        {
             for constants in [false, true] {
-                let channels = Some((density, group));
-                check_everywhere(&Case { channels, constants, batch: 3, ..Case::of(geometry) });
-                check_everywhere(&Case { channels, constants, rows: Density::Half, ..Case::of(geometry) });
+                let (channels, group) = (Some((density, group)), told.then_some(group));
+                let case = Case { channels, group, constants, ..Case::of(geometry) };
+                check_everywhere(&Case { batch: 3, ..case.clone() });
+                check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
             }
         }
     }
+}
+
+#[test]
+fn channels_that_come_otherwise_than_the_filter_was_told() {
+    let geometry = conv(6, 7, 64, 44, 3, 1, 1);
+    for (density, group) in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)] {
+        let case = Case { channels: Some((density, group)), group: Some(8), ..Case::of(geometry) };
+        check_everywhere(&Case { constants: true, ..case.clone() });
+        check_everywhere(&Case { act: Act::Relu6, residual: true, ..case });
+    }
+    check_everywhere(&Case { group: Some(8), ..Case::of(geometry) });
+    check_everywhere(&Case { group: Some(8), rows: Density::Half, residual: true, ..Case::of(geometry) });
 }
 
 #[test]
@@ -177,6 +198,7 @@ fn nan_in_the_input_is_not_swallowed() {
         bias: &[0.0; 40],
         input_constant: None,
         output_constant: None,
+        group: None,
     };
     for isa in Isa::available() {
         for act in [Act::None, Act::Relu, Act::Relu6] {
@@ -210,6 +232,7 @@ fn operands_that_do_not_fit_are_refused() {
         bias: &[0.0; 8],
         input_constant: None,
         output_constant: None,
+        group: None,
     };
     assert!(matches!(
         Filter::<f32>::pack(Isa::detect(), &spec(&weight[1..])),
@@ -253,8 +276,9 @@ proptest! {
     ) {
         let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
         let channels = Density::EVERY.get(channels).map(|&density| (density, group));
+        let told = [None, Some(group), Some(8)][seed as usize % 3];
         let rows = Density::EVERY[rows];
-        let case = Case { geometry, batch, rows, channels, compact, residual, act: Act::Relu, constants, threads, seed };
+        let case = Case { geometry, batch, rows, channels, group: told, compact, residual, act: Act::Relu, constants, threads, seed };
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 use super::Simd;
+use crate::{DType, Element};
 use std::arch::x86_64::*;
 
 /// 8 lanes, 16 registers: a tile of 6 rows × 16 columns holds 12 accumulators.
@@ -46,6 +47,26 @@ impl Simd for Avx2 {
             let halves =
                 _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
             _mm_storeu_si128(p.cast(), halves);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair<E: Element>(p: *const E) -> __m256 {
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => _mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned())),
+                DType::Bf16 => {
+                    let pair = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+                    _mm256_castsi256_ps(_mm256_blend_epi16::<0xaa>(_mm256_slli_epi32::<16>(pair), pair))
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(a: __m256, b: __m256) -> __m256 {
+        unsafe {
+            // Halves of `a` and `b` alternate in what this gives.
+            let sums = _mm256_castps_pd(_mm256_hadd_ps(a, b));
+            _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(sums))
         }
     }
     #[inline(always)]

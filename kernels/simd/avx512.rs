@@ -56,20 +56,24 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> __m512 {
+    unsafe fn splat_pair<E: Element>(p: *const E) -> __m512 {
         unsafe {
             match E::DTYPE {
-                DType::F32 => {
-                    let low = _mm512_castps256_ps512(_mm256_loadu_ps(low.cast()));
-                    let high = _mm256_castps_pd(_mm256_loadu_ps(high.cast()));
-                    _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castps_pd(low), high))
-                }
+                DType::F32 => _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned())),
                 DType::Bf16 => {
-                    let (low, high) = (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast()));
-                    let halves = _mm512_cvtepu16_epi32(_mm256_set_m128i(high, low));
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+                    let pair = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
+                    let odd = _mm512_and_si512(pair, _mm512_set1_epi32(!0xffff));
+                    _mm512_castsi512_ps(_mm512_mask_slli_epi32::<16>(odd, 0x5555, pair))
                 }
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
         }
     }
     #[inline(always)]

@@ -188,18 +188,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
-    /// Loads `LANES / 2` elements from each of two places.
+    /// Two elements in turn, as often as there are lanes for.
     #[inline(always)]
-    unsafe fn load_halves<E: Element>(low: *const E, high: *const E) -> Self::V {
-        let half = Self::LANES / 2;
-        let mut lanes = [0.0f32; 16];
-        // SAFETY: forwarded; `half` elements of each are read.
+    unsafe fn splat_pair<E: Element>(p: *const E) -> Self::V {
+        // SAFETY: forwarded; two elements are read, and LANES <= 16.
         unsafe {
-            for i in 0..half {
-                lanes[i] = (*low.add(i)).to_f32();
-                lanes[half + i] = (*high.add(i)).to_f32();
-            }
+            let (even, odd) = ((*p).to_f32(), (*p.add(1)).to_f32());
+            let lanes: [f32; 16] = std::array::from_fn(|i| if i % 2 == 0 { even } else { odd });
             Self::load_f32(lanes.as_ptr())
+        }
+    }
+    /// Sums of neighbouring lanes, those of `a` first.
+    #[inline(always)]
+    unsafe fn add_pairs(a: Self::V, b: Self::V) -> Self::V {
+        let mut lanes = [0.0f32; 32];
+        // SAFETY: forwarded; LANES <= 16.
+        unsafe {
+            Self::store_f32(lanes.as_mut_ptr(), a);
+            Self::store_f32(lanes.as_mut_ptr().add(Self::LANES), b);
+            let sums: [f32; 16] = std::array::from_fn(|i| lanes[2 * i] + lanes[2 * i + 1]);
+            Self::load_f32(sums.as_ptr())
         }
     }
     /// Loads the first `n <= LANES` elements, zero elsewhere.

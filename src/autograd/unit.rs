@@ -190,7 +190,14 @@ impl Unit {
 
 fn pack(isa: Isa, geometry: ConvGeometry, weight: &[f32]) -> Result<Filter<f32>> {
     let bias = vec![0.0; geometry.c_out];
-    let spec = FilterSpec { geometry, weight, bias: &bias, input_constant: None, output_constant: None };
+    let spec = FilterSpec {
+        geometry,
+        weight,
+        bias: &bias,
+        input_constant: None,
+        output_constant: None,
+        group: None,
+    };
     Ok(Filter::pack(isa, &spec)?)
 }
 

@@ -135,6 +135,7 @@ impl<B: Backend> Probe<B> {
                     bias: &bias,
                     input_constant: (constant && w.c_in_listed).then_some(&input),
                     output_constant: (constant && w.c_out_listed).then_some(&output),
+                    group: w.c_out_listed.then_some(w.group_size as usize),
                 };
                 let filter = self.backend.filter(&spec)?;
                 self.backend.reserve(&mut self.scratch, &filter, listed)?;
@@ -148,6 +149,7 @@ impl<B: Backend> Probe<B> {
                     bias: &bias,
                     input_constant: None,
                     output_constant: None,
+                    group: None,
                 };
                 Kind::Depthwise(self.backend.depthwise_filter(&spec)?)
             }

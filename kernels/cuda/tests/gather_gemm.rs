@@ -103,6 +103,7 @@ impl Operands {
             bias: &self.bias,
             input_constant: case.constants.then_some(&self.input_constant),
             output_constant: case.constants.then_some(&self.output_constant),
+            group: None,
         }
     }
 

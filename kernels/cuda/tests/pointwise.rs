@@ -65,6 +65,7 @@ fn check_depthwise<T: Storage>(g: ConvGeometry, active: Active, constants: bool,
         bias: &bias,
         input_constant: constants.then_some(&input_constant),
         output_constant: constants.then_some(&output_constant),
+        group: None,
     };
     let mut want = before.clone();
     let mut call = Depthwise {
