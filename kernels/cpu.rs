@@ -2,7 +2,7 @@ use crate::buffer::Arena;
 use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::depthwise::{self, Depthwise};
 use crate::error::require;
-use crate::gate::{self, Decide, Linear, PatchGate};
+use crate::gate::{self, Account, Decide, Linear, Most, PatchGate};
 use crate::gather_gemm::{Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
 use crate::max_pool::MaxPool;
@@ -291,8 +291,16 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn decide(_queue: &mut CpuQueue<'_, E>, call: Decide<'_, Vec<f32>, Vec<bool>>) -> Result<()> {
-        let Decide { units, margins, at_least, keep, keep_at } = call;
-        gate::decide(Decide { units, margins: &margins[..], at_least, keep: &mut keep[..], keep_at })
+        let Decide { batch, per_sample, margins, at_least, most, keep, keep_at } = call;
+        let most = match most {
+            Most::All => Most::All,
+            Most::Count(count) => Most::Count(count),
+            Most::Paid(Account { spent, price, pace, limit }) => {
+                Most::Paid(Account { spent: &mut spent[..], price, pace, limit })
+            }
+        };
+        let (margins, keep) = (&margins[..], &mut keep[..]);
+        gate::decide(Decide { batch, per_sample, margins, at_least, most, keep, keep_at })
     }
 
     fn list_rows(queue: &mut CpuQueue<'_, E>, call: BranchRows<'_, Vec<bool>, Vec<u32>, Rows>) -> Result<()> {

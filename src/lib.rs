@@ -17,8 +17,8 @@
 //!    [`Request`](exec::Request) asks for more: feature maps, masks, times.
 //! 6. The [`Trace`] counts multiply-accumulates and active units, block by block; [`report`] draws it.
 //! 7. A [`Policy`](gate::Policy) decides what a gate's numbers mean: [`Learned`](gate::Learned) is the trained rule,
-//!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions; there are more,
-//!    and a policy of one's own is a type with two methods.
+//!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions; [`policy`] has
+//!    all of them by name, and a policy of one's own is a type with two methods. [`evaluate`] says what each is worth.
 //! 8. An [`ExecutionPlan`](plan::ExecutionPlan) says, block by block, from which density on gathering no longer pays.
 //!    It changes times, never results. [`calibrate`] measures a device once; [`plan::search`] chooses from the profile
 //!    that comes of it, and the session watches whether times are as expected ([`Watch`](exec::Watch)).
@@ -83,10 +83,12 @@
 pub mod autograd;
 pub mod calibrate;
 pub mod checkpoint;
+pub mod evaluate;
 pub mod exec;
 pub mod files;
 pub mod gate;
 pub mod plan;
+pub mod policy;
 mod random;
 pub mod report;
 mod session;

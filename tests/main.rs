@@ -5,7 +5,9 @@
 //! `cuda` the same on the CUDA backend, whose kernels run on this machine ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
-//! `cli` the program from outside ·
+//! `policies` skip policies by name, run ·
+//! `cli` the program from outside · `bad_input` the same with files that are damaged or do not fit ·
+//! `evaluate` what it measures on labelled images ·
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
@@ -16,11 +18,13 @@
 
 mod architecture;
 mod autograd;
+mod bad_input;
 mod calibrate;
 mod cli;
 mod compare;
 mod course;
 mod cuda;
+mod evaluate;
 mod execute;
 mod executor_fixtures;
 mod fixtures;
@@ -30,5 +34,6 @@ mod oracle;
 mod oracle_cases;
 mod parity;
 mod plan;
+mod policies;
 mod session;
 mod training_step;

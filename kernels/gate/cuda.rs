@@ -1,10 +1,10 @@
 //! Launches of `gate.cu`.
 
-use super::Decide;
+use super::{Decide, Most};
 use crate::cuda::params::{Address, DecideParams, LinearParams, PatchGateParams};
 use crate::cuda::{Buffer, CudaQueue, Linear, PatchGate, Vector};
 use crate::error::require;
-use crate::{Extent, Result};
+use crate::{Error, Extent, Result};
 
 pub(crate) fn patch(
     queue: &mut CudaQueue<'_>,
@@ -83,14 +83,18 @@ pub(crate) unsafe fn linear_unchecked(
 }
 
 pub(crate) fn decide(queue: &mut CudaQueue<'_>, call: Decide<'_, Vector<f32>, Vector<bool>>) -> Result<()> {
-    let Decide { units, margins, at_least, keep, keep_at } = call;
-    let shape = format_args!("{units} units");
-    require("decide", "margins", margins.len(), &[units], &shape)?;
-    require("decide", "decisions", keep.len().saturating_sub(keep_at), &[units], &shape)?;
+    let Decide { batch, per_sample, margins, at_least, most, keep, keep_at } = call;
+    if !matches!(most, Most::All) {
+        let why = "policies that rank units (topk, budget) run on the CPU only";
+        return Err(Error::Geometry { op: "decide", why, geometry: format!("batch {batch}") });
+    }
+    let shape = format_args!("{batch} samples of {per_sample} units");
+    require("decide", "margins", margins.len(), &[batch, per_sample], &shape)?;
+    require("decide", "decisions", keep.len().saturating_sub(keep_at), &[batch, per_sample], &shape)?;
     let params = DecideParams {
         margin: queue.at(&margins.memory),
         keep: queue.at(&keep.memory) + keep_at as u64,
-        len: units as u32,
+        len: (batch * per_sample) as u32,
         threshold: at_least,
     };
     // SAFETY: operands were checked above.

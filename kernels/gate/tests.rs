@@ -55,3 +55,40 @@ fn linear_layers_equal_the_reference() {
     }
     assert!(Linear::new(vec![0.0; 7], vec![0.0; 2], false).is_err());
 }
+
+type Run = dyn Fn(Decide<'_, [f32], [bool]>);
+
+#[test]
+fn decisions_equal_the_reference() {
+    let mut random = Random(7);
+    for (batch, per_sample, at_least) in
+        [(1, 1, 0.0), (3, 7, 0.2), (2, 64, f32::NEG_INFINITY), (1, 3000, -0.3), (2, 5, 2.0)]
+    {
+        // Few different values: many are equal.
+        let mut margins: Vec<f32> =
+            random.values(batch * per_sample).iter().map(|x| (8.0 * x).round() / 8.0).collect();
+        margins[0] = -0.0;
+        margins[batch * per_sample - 1] = f32::NAN;
+        for count in [0, 1, 2, per_sample / 2, per_sample, per_sample + 1] {
+            let decide_by = |run: &Run| {
+                let (mut keep, mut spent) = (vec![true; 3 + batch * per_sample], vec![0.25; batch]);
+                let call = |most, keep: &mut Vec<bool>| {
+                    run(Decide { batch, per_sample, margins: &margins, at_least, most, keep, keep_at: 3 })
+                };
+                call(Most::Count(count), &mut keep);
+                let counted = keep.clone();
+                let (pace, limit) = (0.25 + 0.5 * count as f32, 0.6 * count as f32);
+                call(Most::Paid(Account { spent: &mut spent, price: 0.5, pace, limit }), &mut keep);
+                (counted, keep, spent)
+            };
+            let want = decide_by(&|call| reference_decide(call));
+            assert_eq!(decide_by(&|call| decide(call).unwrap()), want, "{batch}×{per_sample}, {count}");
+            assert!(want.2.iter().all(|spent| *spent <= (0.6 * count as f32).max(0.25) + 1e-3));
+        }
+    }
+    let (margins, keep) = (&[1.0; 4][..], &mut [false; 4][..]);
+    let most = Most::All;
+    assert!(
+        decide(Decide { batch: 1, per_sample: 4, margins, at_least: 0.0, most, keep, keep_at: 1 }).is_err()
+    );
+}

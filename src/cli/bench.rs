@@ -170,7 +170,7 @@ impl Bench {
                 (None, true) => "learned".to_owned(),
                 (None, false) => "static".to_owned(),
             };
-            let policy = self.force.policy(&model.spec, self.batch.into(), density)?;
+            let policy = self.force.policy(&model.spec, self.batch.into(), density, &self.device)?;
             contestants.push(Contestant { name, session, policy, density, is_static: false });
         }
         Ok(contestants)

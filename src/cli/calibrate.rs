@@ -192,7 +192,7 @@ fn operating_system() -> String {
 }
 
 /// Commit that the program is built at, as far as it lies in its repository.
-fn commit() -> String {
+pub(super) fn commit() -> String {
     let text = || {
         let program = std::env::current_exe().ok()?;
         let mut git = std::process::Command::new("git");

@@ -44,6 +44,20 @@ pub(super) struct Builder<'a> {
 }
 
 impl DeviceArgs {
+    /// A device as `--device`, `--threads` and `--dtype` name it.
+    pub(super) fn of(device: &str, threads: usize, dtype: &str) -> Result<Self> {
+        Ok(Self {
+            device: device.parse()?,
+            threads: Some(
+                u16::try_from(threads).ok().filter(|n| *n <= 1024).context("at most 1024 threads")?,
+            ),
+            dtype: dtype.parse()?,
+            isa: None,
+            plan: None,
+            toolchain: ToolchainArgs::default(),
+        })
+    }
+
     /// The plan that was given.
     pub(super) fn plan(&self) -> Result<Option<ExecutionPlan>> {
         self.plan.as_deref().map(ExecutionPlan::load).transpose()

@@ -1,33 +1,36 @@
-//! `laud eval`: how often is the network right?
+//! `laud eval`: how often is the network right, how long does it take, and what does skipping change?
 
+use super::data::{DataArgs, bar};
 use super::device::DeviceArgs;
 use super::force::ForceArgs;
-use super::model::ModelArgs;
-use super::output::{json, ms, percent, save, si};
-use super::run::{Computed, densities_line, head};
-use anyhow::{Context, Result, ensure};
+use super::model::{Model, ModelArgs};
+use super::output::{Table, json, ms, percent, save, si, speed};
+use super::profile;
+use super::run::{class_name, densities_line, head};
+use anyhow::Result;
 use clap::Args;
-use laud::Output;
-use laud::exec::Request;
-use laud::vision::{Dataset, Preprocess};
-use rayon::prelude::*;
-use serde_json::json;
-use std::io::{IsTerminal, Write};
+use laud::Session;
+use laud::evaluate::{Compared, Contest, Evaluation, Forecast, Latency, evaluate};
+use laud::gate::Policy;
+use laud::plan::{ExecutionPlan, Setting};
+use serde_json::{Value, json};
+use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
-/// Measure accuracy on labelled images
+/// Measure accuracy and latency on labelled images, and what skipping changes
 #[derive(Args)]
 pub(super) struct Eval {
-    /// A folder with labels.csv or a folder a class, a CIFAR-10 .bin, or a .jpk file
-    #[arg(long, short, value_name = "DIR|FILE")]
-    data: PathBuf,
-    /// Only the first images
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
-    /// Images of an inference
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    batch: u16,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Time every inference so often; its median counts
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repeat: u16,
+    /// Predict latency too, from a calibrated device
+    #[arg(long, value_name = "PROFILE")]
+    predict: Option<PathBuf>,
+    /// Print what was active block by block
+    #[arg(long)]
+    blocks: bool,
     /// Write each block's densities: JSON lines, one an image
     #[arg(long, value_name = "FILE")]
     record_densities: Option<PathBuf>,
@@ -42,167 +45,178 @@ pub(super) struct Eval {
     device: DeviceArgs,
 }
 
-/// Sums over the images so far.
-#[derive(Default)]
-struct Tally {
-    images: usize,
-    top1: usize,
-    top5: usize,
-    macs: u64,
-    dense_macs: u64,
-    /// Weighted by images.
-    blocks: f64,
-    patches: f64,
-    channels: f64,
-    /// Milliseconds an image, one entry a batch.
-    ms: Vec<f64>,
-}
-
 impl Eval {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
         let model = self.model.resolve(&self.force)?;
-        let data = Dataset::open(&self.data)?;
-        let classes = model.spec.head.fc.c_out;
-        ensure!(
-            data.max_label() < classes,
-            "{}: has label {}, {} tells {classes} classes apart",
-            self.data.display(),
-            data.max_label(),
-            model.spec.name
-        );
-        let session = self.device.builder()?.session(&model)?;
-        let preprocess = Preprocess::new(&model.spec.input)?;
-        let count = self
-            .limit
-            .map_or(data.len(), |limit| data.len().min(usize::try_from(limit).unwrap_or(usize::MAX)));
-        let batch = usize::from(self.batch).min(count);
-        let policy = self.force.policy(&model.spec, batch, self.force.single()?)?;
-        let mut values = vec![0.0; batch * preprocess.values()];
-        let mut output = Output::default();
-        let (mut tally, mut densities) = (Tally::default(), String::new());
-        let progress = std::io::stderr().is_terminal() && !self.json;
-        for start in (0..count).step_by(batch) {
-            let n = batch.min(count - start);
-            let values = &mut values[..n * preprocess.values()];
-            values.par_chunks_mut(preprocess.values()).enumerate().try_for_each(|(i, values)| {
-                let sample = data.get(start + i)?;
-                preprocess.write_nchw(&sample.image, values).context(sample.name)
-            })?;
-            let request = Request { images: values, batch: n, features: false, masks: false, timed: false };
-            if start == 0 {
-                session.infer_with(request, &*policy, &mut output)?;
+        let data = self.data.open()?;
+        let images = self.data.images(&data, &model.spec)?;
+        let builder = self.device.builder()?;
+        let session = builder.session(&model)?;
+        let plain = model.is_gated().then(|| builder.static_session(&model)).transpose()?;
+        let policy = self.force.policy(&model.spec, images.batch(), self.force.single()?, &self.device)?;
+        let profile = self.predict.as_deref().map(profile::load).transpose()?;
+        let plan = match self.device.plan()? {
+            Some(plan) => plan,
+            None => ExecutionPlan::sparse(&model.spec),
+        };
+        let forecast = profile.as_ref().map(|profile| {
+            let setting = Setting::of(profile, self.device.threads(), self.device.dtype());
+            Forecast { profile, plan: &plan, setting }
+        });
+        let contest = Contest {
+            session: &session,
+            policy: &*policy,
+            plain: plain.as_ref(),
+            forecast,
+            repeat: self.repeat.into(),
+            masks: self.record_densities.is_some(),
+        };
+        let mut densities = String::new();
+        let bar = bar(images.len());
+        let found = evaluate(&contest, &images, &mut |batch, masked, progress| {
+            for (i, output) in (0..batch.n).filter_map(|i| Some((i, masked?))) {
+                let name = batch.data.get(batch.first + i)?.name;
+                densities += &densities_line(&model.spec, &name, output, i)?;
             }
-            let clock = Instant::now();
-            session.infer_with(request, &*policy, &mut output)?;
-            tally.ms.push(clock.elapsed().as_secs_f64() * 1e3 / n as f64);
-            if self.record_densities.is_some() {
-                session.infer_with(Request { masks: true, ..request }, &*policy, &mut output)?;
-                for i in 0..n {
-                    let name = data.get(start + i)?.name;
-                    densities += &densities_line(&model.spec, &name, &output, i)?;
-                }
-            }
-            let labels = (start..start + n).filter_map(|i| data.label(i));
-            tally.add(&model.spec, &output, labels);
-            if progress {
-                let done = tally.images;
-                write!(
-                    std::io::stderr(),
-                    "\r{done} of {count}, top-1 {}",
-                    percent(tally.top1 as f64 / done as f64)
-                )?;
-            }
-        }
-        if progress {
-            write!(std::io::stderr(), "\r{:50}\r", "")?;
-        }
+            bar.set_position(progress.images as u64);
+            bar.set_message(format!("top-1 {}", percent(progress.right as f64 / progress.images as f64)));
+            Ok(())
+        });
+        bar.finish_and_clear();
+        let found = found?;
         if let Some(path) = &self.record_densities {
             save(path, &densities)?;
         }
         if self.json {
-            return json(out, &tally.json(&model, &session, &self));
+            return json(out, &self.json(&model, &session, &*policy, &found)?);
         }
         head(&model, &session, &self.force, out)?;
         writeln!(out)?;
-        tally.print(&model, &self, out)
+        self.print(&model, &found, out)
     }
-}
 
-impl Tally {
-    fn add(&mut self, spec: &laud_models::NetSpec, output: &Output, labels: impl Iterator<Item = usize>) {
-        let batch = output.trace.batch;
-        let classes = output.logits.len() / batch.max(1);
-        for (logits, label) in output.logits.chunks_exact(classes.max(1)).zip(labels) {
-            let score = logits.get(label).copied().unwrap_or(f32::NAN);
-            // Ranked before the label: better ones, and equal ones of a lower class.
-            let ahead =
-                logits.iter().enumerate().filter(|&(i, &other)| other > score || other == score && i < label);
-            let rank = ahead.count();
-            self.top1 += usize::from(rank == 0 && !score.is_nan());
-            self.top5 += usize::from(rank < 5 && !score.is_nan());
-        }
-        let computed = Computed::of(spec, &output.trace.blocks);
-        // Blocks skip samples one by one, so shares of a batch and not whole blocks are counted.
-        let blocks = output.trace.blocks.iter().zip(&spec.blocks).map(|(trace, block)| {
-            let layer = block.gate.spatial.as_ref().is_some_and(|gate| gate.layer);
-            if layer { trace.patches.density() } else { f64::from(u8::from(trace.patches.active > 0)) }
+    fn print(&self, model: &Model, found: &Evaluation, out: &mut dyn Write) -> Result<()> {
+        let n = found.images as f64;
+        let compared = found.compared.as_ref();
+        let against = |text: &dyn Fn(&Compared) -> String| {
+            compared.map_or(String::new(), |compared| format!("  ·  static {}", text(compared)))
+        };
+        writeln!(out, "{}: {} images", self.data.data.display(), found.images)?;
+        let error = 1.96 * (found.top1 * (1.0 - found.top1) / n).sqrt();
+        let other = against(&|compared| percent(compared.top1));
+        writeln!(out, "  top-1   {}  ±{:.1} (95 %){other}", percent(found.top1), 100.0 * error)?;
+        writeln!(out, "  top-5   {}", percent(found.top5))?;
+        let times = |latency: &Latency| {
+            let Latency { p50, p95, p99, .. } = latency;
+            format!("{}  p95 {}  p99 {}", ms(*p50), ms(*p95), ms(*p99))
+        };
+        let batches = match found.batch {
+            1 => "an image".to_owned(),
+            batch => format!("an image, in batches of {batch}"),
+        };
+        let other = against(&|compared| {
+            format!(
+                "{}  {}",
+                times(&compared.latency_ms),
+                speed(compared.latency_ms.p50 / found.latency_ms.p50)
+            )
         });
-        self.images += batch;
-        self.blocks += batch as f64 * blocks.sum::<f64>() / spec.blocks.len().max(1) as f64;
-        self.patches += batch as f64 * computed.patches.unwrap_or(1.0);
-        self.channels += batch as f64 * computed.channels.unwrap_or(1.0);
-        self.macs += output.trace.macs();
-        self.dense_macs += output.trace.dense_macs();
-    }
-
-    fn median_ms(&self) -> f64 {
-        let mut ms = self.ms.clone();
-        ms.sort_by(f64::total_cmp);
-        ms.get(ms.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
-    fn print(&self, model: &super::model::Model, args: &Eval, out: &mut dyn Write) -> Result<()> {
-        let n = self.images as f64;
-        let share = |hits: usize| percent(hits as f64 / n);
-        writeln!(out, "{}: {} images", args.data.display(), self.images)?;
-        let error = 1.96 * (self.top1 as f64 / n * (1.0 - self.top1 as f64 / n) / n).sqrt();
-        writeln!(out, "  top-1   {}  ±{:.1} (95 %)", share(self.top1), 100.0 * error)?;
-        writeln!(out, "  top-5   {}", share(self.top5))?;
-        writeln!(out, "  time    {} an image, in batches of {}", ms(self.median_ms()), args.batch)?;
-        let (done, dense) = (self.macs as f64 / n, self.dense_macs as f64 / n);
-        match model.is_gated() {
-            true => writeln!(out, "  MACs    {} of {} ({})", si(done), si(dense), percent(done / dense))?,
-            false => writeln!(out, "  MACs    {}", si(dense))?,
+        writeln!(out, "  time    {} {batches}{other}", times(&found.latency_ms))?;
+        if let Some(predicted) = &found.predicted_ms {
+            let off = percent(predicted.mean / found.latency_ms.mean - 1.0);
+            writeln!(out, "  predicted {}  ·  mean off by {off}", times(predicted))?;
         }
-        if model.is_gated() {
-            let has = |kind: fn(&laud_models::BlockSpec) -> bool| model.spec.blocks.iter().any(kind);
-            let mut parts = vec![format!("blocks {}", percent(self.blocks / n))];
-            if has(|block| block.gate.spatial.as_ref().is_some_and(|gate| !gate.layer)) {
-                parts.push(format!("patches {}", percent(self.patches / n)));
-            }
-            if has(|block| block.gate.channel.is_some()) {
-                parts.push(format!("channels {}", percent(self.channels / n)));
-            }
-            writeln!(out, "  active  {}", parts.join("  ·  "))?;
+        let macs = found.macs;
+        if !model.is_gated() {
+            return Ok(writeln!(out, "  MACs    {}", si(macs.dense))?);
+        }
+        let share = percent(macs.done / macs.dense);
+        writeln!(
+            out,
+            "  MACs    {} of {} ({share}), at most {}",
+            si(macs.done),
+            si(macs.dense),
+            si(macs.most)
+        )?;
+        let mut parts = vec![format!("blocks {}", percent(found.computed.blocks))];
+        let has = |kind: fn(&laud_models::BlockSpec) -> bool| model.spec.blocks.iter().any(kind);
+        if has(|block| block.gate.spatial.as_ref().is_some_and(|gate| !gate.layer)) {
+            parts.push(format!("patches {}", percent(found.computed.patches)));
+        }
+        if has(|block| block.gate.channel.is_some()) {
+            parts.push(format!("channels {}", percent(found.computed.channel_groups)));
+        }
+        writeln!(out, "  active  {}", parts.join("  ·  "))?;
+        if let Some(compared) = compared {
+            print_differences(model, found.images, compared, out)?;
+        }
+        if self.blocks {
+            writeln!(out)?;
+            print_blocks(found, out)?;
         }
         Ok(())
     }
 
-    fn json(&self, model: &super::model::Model, session: &laud::Session, args: &Eval) -> serde_json::Value {
-        let n = self.images as f64;
-        json!({
+    fn json(
+        &self,
+        model: &Model,
+        session: &Session,
+        policy: &dyn Policy,
+        found: &Evaluation,
+    ) -> Result<Value> {
+        let mut report = json!({
             "model": model.spec.name,
             "weights": model.weights_kind(),
             "device": session.describe(),
-            "data": args.data,
-            "images": self.images,
-            "top1": self.top1 as f64 / n,
-            "top5": self.top5 as f64 / n,
-            "density": args.force.density.first(),
-            "computed": { "blocks": self.blocks / n, "patches": self.patches / n, "channel_groups": self.channels / n },
-            "macs": { "done": self.macs as f64 / n, "dense": self.dense_macs as f64 / n },
-            "batch": args.batch,
-            "latency_ms_per_image": self.median_ms(),
-        })
+            "policy": policy.name(),
+            "data": self.data.data,
+            "density": self.force.density.first(),
+        });
+        if let (Value::Object(report), Value::Object(found)) = (&mut report, serde_json::to_value(found)?) {
+            report.extend(found);
+        }
+        Ok(report)
     }
+}
+
+/// Lines of the table of differences.
+const DIFFERENCES: usize = 8;
+
+fn print_differences(model: &Model, images: usize, compared: &Compared, out: &mut dyn Write) -> Result<()> {
+    let differ: usize = compared.differs.iter().map(|difference| difference.images).sum();
+    write!(out, "  agrees  {} with the static network", percent(compared.agreement))?;
+    if differ == 0 {
+        return Ok(writeln!(out)?);
+    }
+    writeln!(
+        out,
+        "; of {differ} of {images} images that differ it loses {} and wins {}\n",
+        compared.only_static_right, compared.only_dynamic_right
+    )?;
+    let mut table =
+        Table::new(["static", "with skipping", "images", "static right", "skipping right"]).left(1);
+    for difference in compared.differs.iter().take(DIFFERENCES) {
+        let counts = [difference.images, difference.static_right, difference.dynamic_right];
+        let names = [difference.from, difference.to].map(|class| class_name(model, class));
+        table.row(names.into_iter().chain(counts.map(|count| count.to_string())));
+    }
+    table.print(out)?;
+    match compared.differs.len().saturating_sub(DIFFERENCES) {
+        0 => Ok(()),
+        more => Ok(writeln!(out, "and {more} pairs more (--json has them)")?),
+    }
+}
+
+fn print_blocks(found: &Evaluation, out: &mut dyn Write) -> Result<()> {
+    let mut table = Table::new(["block", "patches", "channels", "MACs"]);
+    for block in &found.blocks {
+        let share = |share: Option<f64>| share.map_or(String::new(), percent);
+        table.row([
+            block.block.clone(),
+            share(block.patches),
+            share(block.channel_groups),
+            percent(block.macs),
+        ]);
+    }
+    table.print(out)
 }

@@ -1,8 +1,10 @@
 //! `--density`, `--pattern`, `--seed`: decisions that are forced instead of learned.
 
+use super::device::DeviceArgs;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use laud::gate::{Given, Pattern, Policy, named};
+use laud::gate::{Given, Pattern, Policy};
+use laud::policy::{Subject, named};
 use laud_models::NetSpec;
 
 #[derive(Args)]
@@ -11,7 +13,8 @@ pub(super) struct ForceArgs {
     /// Force this share of every gate's units, 0..=1; a static network gets untrained gates for it
     #[arg(long, value_name = "D", value_delimiter = ',', value_parser = super::parse::density)]
     pub(super) density: Vec<f64>,
-    /// Who decides: learned, threshold:T (keep margins of at least T), random:RATE, always or never
+    /// Who decides: learned, threshold:T, topk:K|SHARE, budget:SHARE (of the multiply-accumulates),
+    /// budget:Nms:PROFILE, pruned:SHARE:SCORES or importance:SHARE:SCORES (see rank), random:RATE, always or never
     #[arg(long, value_name = "NAME", default_value = "learned", conflicts_with = "density")]
     policy: String,
     /// How forced patches lie on the map
@@ -37,13 +40,22 @@ impl ForceArgs {
         spec: &NetSpec,
         samples: usize,
         density: Option<f64>,
+        device: &DeviceArgs,
     ) -> Result<Box<dyn Policy>> {
-        let Some(density) = density else { return named(&self.policy, self.seed).context("--policy") };
+        let Some(density) = density else {
+            let subject = Subject { spec, seed: self.seed, threads: device.threads(), dtype: device.dtype() };
+            return named(&self.policy, subject).context("--policy");
+        };
         let pattern = match self.pattern {
             PatternArg::Clustered => Pattern::Clustered,
             PatternArg::Scattered => Pattern::Scattered,
         };
         Ok(Box::new(Given::forced(spec, samples, density, pattern, self.seed)?))
+    }
+
+    /// Whether decisions are anything but the trained gates': a static network gets untrained gates for them.
+    pub(super) fn attaches(&self) -> bool {
+        !self.density.is_empty() || self.policy != "learned"
     }
 
     /// `clustered` or `scattered`.

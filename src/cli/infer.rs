@@ -40,7 +40,7 @@ impl Infer {
         let input = Checkpoint::open(&self.input)?;
         let (values, batch) = images(&input, &model.spec)?;
         let session = self.device.builder()?.session(&model)?;
-        let policy = self.force.policy(&model.spec, batch, self.force.single()?)?;
+        let policy = self.force.policy(&model.spec, batch, self.force.single()?, &self.device)?;
         let mut output = Output::default();
         let request = Request { images: &values, batch, features: true, masks: true, timed: false };
         session

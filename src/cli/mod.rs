@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod completions;
+mod data;
 mod device;
 mod device_suite;
 mod eval;
@@ -19,6 +20,7 @@ mod predict;
 mod predict_profile;
 mod predictor;
 mod profile;
+mod rank;
 mod run;
 mod timing;
 mod toolchain;
@@ -45,7 +47,8 @@ pub(crate) struct Cli {
 enum Command {
     Run(run::Run),
     Bench(bench::Bench),
-    Eval(eval::Eval),
+    Eval(Box<eval::Eval>),
+    Rank(rank::Rank),
     Inspect(inspect::Inspect),
     Infer(infer::Infer),
     Train(train::Train),
@@ -67,6 +70,7 @@ impl Cli {
             Command::Run(command) => command.run(out),
             Command::Bench(command) => command.run(out),
             Command::Eval(command) => command.run(out),
+            Command::Rank(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
             Command::Infer(command) => command.run(out),
             Command::Train(command) => command.run(out),

@@ -201,12 +201,32 @@ struct Told {
 impl ModelArgs {
     /// The model, with gates attached where decisions are to be forced and it has none.
     pub(super) fn resolve(&self, force: &ForceArgs) -> Result<Model> {
-        self.find(self.model.as_deref().unwrap_or(DEFAULT), None, !force.density.is_empty(), force.seed)
+        self.find(self.model.as_deref().unwrap_or(DEFAULT), None, force.attaches(), force.seed)
     }
 
     /// The model of this name or file.
     pub(super) fn named(name: &str) -> Self {
         Self { model: Some(name.to_owned()), ..Self::default() }
+    }
+
+    /// The model of this name or file with gates as `--mode`, `--granularity` and `--group` say.
+    pub(super) fn with_gates(
+        name: &str,
+        mode: Option<&str>,
+        granularity: Option<&str>,
+        group: Option<&str>,
+    ) -> Result<Self> {
+        let list = |key: &str, text: Option<&str>| {
+            let list = text.map(parse::per_stage_number).transpose();
+            list.map_err(|why| anyhow!("{key} `{}`: {why}", text.unwrap_or_default()))
+        };
+        let modes = mode.map(parse::per_stage_mode).transpose();
+        Ok(Self {
+            mode: modes.map_err(|why| anyhow!("mode `{}`: {why}", mode.unwrap_or_default()))?,
+            granularity: list("granularity", granularity)?,
+            group: list("group", group)?,
+            ..Self::named(name)
+        })
     }
 
     /// The model to train: gates are added to weights that have none where `--mode` asks for them.
@@ -350,7 +370,7 @@ impl ModelArgs {
                 E::Missing { key: "padding", .. } => "; use --padding, --arch or --config",
                 E::Missing { .. } => "; use --config",
                 E::Contradiction { key: "dyn_mode", found, .. } if found == "no gates" => {
-                    "; add --density to attach untrained ones"
+                    "; add --density or --policy to attach untrained ones"
                 }
                 _ => "",
             };

@@ -85,7 +85,7 @@ impl Plan {
         }
         if self.verify {
             let (density, batch) = (self.force.single()?, usize::from(self.batch));
-            let policy = self.force.policy(spec, batch, density.or(Some(mean(&densities))))?;
+            let policy = self.force.policy(spec, batch, density.or(Some(mean(&densities))), &self.device)?;
             let session = self.device.builder()?.session(&model)?;
             let report = plan_verify::verify(&session, &*policy, &profile, &choice.plan, &setting)?;
             return match self.json {

@@ -7,9 +7,9 @@ use super::output::{json, ms, percent, save, si, speed};
 use super::timing::{Limit, interleave};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use laud::evaluate::recorded;
 use laud::exec::{BlockTrace, Request};
-use laud::gate::{Policy, UnitKind};
-use laud::plan::Recorded;
+use laud::gate::Policy;
 use laud::report::{BlockView, KeepGrid, Sheet, save_png};
 use laud::vision::{Labels, Preprocess, RgbImage, image};
 use laud::{Output, Session, zoo};
@@ -78,7 +78,7 @@ impl Run {
         let builder = self.device.builder()?;
         let session = builder.session(&model)?;
         let plain = gated.then(|| builder.static_session(&model)).transpose()?;
-        let policy = self.force.policy(session.spec(), 1, self.force.single()?)?;
+        let policy = self.force.policy(session.spec(), 1, self.force.single()?, &self.device)?;
         let preprocess = Preprocess::new(&session.spec().input)?;
         let setup = Setup { model, session, plain, policy, preprocess };
         let images = self.images(&setup.model.spec)?;
@@ -197,7 +197,7 @@ impl Setup {
 }
 
 /// Whether the gates' weights are somebody's training.
-fn trained(model: &Model) -> bool {
+pub(super) fn trained(model: &Model) -> bool {
     !model.attached && model.origin != Origin::Random
 }
 
@@ -308,7 +308,7 @@ impl Computed {
     }
 }
 
-fn class_name(model: &Model, class: usize) -> String {
+pub(super) fn class_name(model: &Model, class: usize) -> String {
     let name = Labels::for_classes(model.spec.head.fc.c_out).and_then(|labels| labels.name(class));
     name.map_or_else(|| format!("class {class}"), str::to_owned)
 }
@@ -326,15 +326,21 @@ pub(super) fn top(logits: &[f32], count: usize) -> Vec<(usize, f64)> {
 
 /// What was active for sample `n` of an inference that kept its masks, as a line.
 pub(super) fn densities_line(spec: &NetSpec, file: &str, output: &Output, n: usize) -> Result<String> {
-    let batch = output.trace.batch;
-    let recorded = Recorded::of(spec, file, |block, kind| {
-        let all = match kind {
-            UnitKind::Patch => &output.masks[block].patches,
-            UnitKind::ChannelGroup => &output.masks[block].channel_groups,
-        };
-        &all[n * all.len() / batch..(n + 1) * all.len() / batch]
-    })?;
+    let recorded = recorded(spec, file, output, n)?;
     Ok(serde_json::to_string(&recorded).context("cannot write densities")? + "\n")
+}
+
+/// What each block decided about sample `n` of an inference that kept its masks.
+pub(super) fn block_views(spec: &NetSpec, output: &Output, n: usize) -> Result<Vec<BlockView>> {
+    let batch = output.trace.batch;
+    let part = |all: &[bool]| all[n * all.len() / batch..(n + 1) * all.len() / batch].to_vec();
+    let view = |(block, masks): (&laud_models::BlockSpec, &laud::exec::BlockMasks)| {
+        let grid = block.gate.spatial.as_ref().map(|gate| gate.grid);
+        let spatial = grid.map(|grid| KeepGrid::new(grid.h, grid.w, part(&masks.patches))).transpose()?;
+        let channels = block.gate.channel.as_ref().map(|_| part(&masks.channel_groups));
+        Ok(BlockView { name: block.name.clone(), spatial, channels })
+    };
+    spec.blocks.iter().zip(&output.masks).map(view).collect()
 }
 
 /// A folder of contact sheets.
@@ -364,15 +370,7 @@ impl Pictures {
             setup.policy.name(),
             100.0 * share
         );
-        let masks = setup.model.spec.blocks.iter().zip(&seen.output.masks);
-        let blocks = masks.map(|(block, masks)| {
-            let grid = block.gate.spatial.as_ref().map(|gate| gate.grid);
-            let spatial =
-                grid.map(|grid| KeepGrid::new(grid.h, grid.w, masks.patches.clone())).transpose()?;
-            let channels = block.gate.channel.as_ref().map(|_| masks.channel_groups.clone());
-            Ok(BlockView { name: block.name.clone(), spatial, channels })
-        });
-        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let blocks = block_views(&setup.model.spec, &seen.output, 0)?;
         let sheet = Sheet { title: &title, note: &note, view: &seen.view, blocks: &blocks };
         save_png(&sheet.draw()?, &self.path(&file))
     }

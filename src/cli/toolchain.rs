@@ -6,7 +6,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(next_help_heading = "CUDA")]
 pub(super) struct ToolchainArgs {
     /// Folders that hold NVRTC, before CUDA_HOME, CUDA_PATH, VIRTUAL_ENV and /usr/local/cuda

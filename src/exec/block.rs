@@ -11,11 +11,12 @@
 
 use super::network::{Block, ChannelGate, Conv, ConvWeights, PreparedShortcut};
 use super::workspace::{Lists, Maps, Results, Slot};
+use crate::gate::{Price, Rule, UnitKind};
 use crate::plan::{BlockPlan, Route};
 use anyhow::Result;
 use laud_kernels::compact::{BranchRows, ListChannels, Schedule};
 use laud_kernels::depthwise::Depthwise;
-use laud_kernels::gate::Decide;
+use laud_kernels::gate::{Account, Decide, Most};
 use laud_kernels::gather_gemm::{GatherGemm, Placement};
 use laud_kernels::mean_pool::{Mean, MeanPool};
 use laud_kernels::shortcut::PadChannels;
@@ -25,11 +26,11 @@ use laud_models::SqueezePooling;
 
 /// What stays the same from block to block of one inference.
 #[derive(Clone, Copy)]
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     /// Samples.
     pub(super) batch: usize,
-    /// The smallest margin that is kept; `None` where the decisions are there already.
-    pub(super) at_least: Option<f32>,
+    /// What decisions depend on.
+    pub(super) rule: Rule<'a>,
     /// Whether to note the time between the steps.
     pub(super) timed: bool,
 }
@@ -37,14 +38,14 @@ pub(super) struct Run {
 /// Runs a block. `maps.stream[0]` holds its input; afterwards its output.
 pub(super) fn run<B: Backend>(
     queue: &mut B::Queue<'_>,
-    run: Run,
-    (block, plan, slot): (&Block<B>, &BlockPlan, Slot),
+    run: Run<'_>,
+    (number, block, plan, slot): (usize, &Block<B>, &BlockPlan, Slot),
     maps: &mut Maps<B>,
     lists: &mut Lists<B>,
     results: &mut Results<B>,
 ) -> Result<()> {
     run.stamp::<B>(queue);
-    decide(queue, run, (block, slot), maps, lists, results)?;
+    decide(queue, run, (number, block, slot), maps, lists, results)?;
     run.stamp::<B>(queue);
     compact(queue, run.batch, (block, plan, slot), lists, results)?;
     run.stamp::<B>(queue);
@@ -57,7 +58,7 @@ pub(super) fn run<B: Backend>(
     Ok(())
 }
 
-impl Run {
+impl Run<'_> {
     pub(super) fn stamp<B: Backend>(self, queue: &mut B::Queue<'_>) {
         if self.timed {
             B::stamp(queue);
@@ -68,26 +69,47 @@ impl Run {
 /// Evaluates the gates and, unless that was done beforehand, decides.
 fn decide<B: Backend>(
     queue: &mut B::Queue<'_>,
-    run: Run,
-    (block, slot): (&Block<B>, Slot),
+    run: Run<'_>,
+    (number, block, slot): (usize, &Block<B>, Slot),
     maps: &mut Maps<B>,
     lists: &mut Lists<B>,
     results: &mut Results<B>,
 ) -> Result<()> {
-    let mut keep = |queue: &mut B::Queue<'_>, margins: &B::Vector<f32>, units, keep_at| {
-        let Some(at_least) = run.at_least else { return Ok(()) };
-        B::decide(queue, Decide { units, margins, at_least, keep: &mut results.keep, keep_at })
-    };
     if let Some(gate) = &block.patch_gate {
         let margins = &mut lists.margins;
         B::patch_gate(queue, &gate.weights, &maps.stream[0], run.batch, block.input, margins)?;
-        keep(queue, margins, run.batch * gate.cells(), slot.patches)?;
+        let units = (UnitKind::Patch, gate.cells());
+        keep(queue, run, (number, units), lists, (&mut results.keep, slot.patches))?;
     }
     if let Some(gate) = &block.channel_gate {
         channel_margins(queue, run.batch, block, gate, maps, lists)?;
-        keep(queue, &lists.margins, run.batch * gate.groups, slot.groups)?;
+        let units = (UnitKind::ChannelGroup, gate.groups);
+        keep(queue, run, (number, units), lists, (&mut results.keep, slot.groups))?;
     }
     Ok(())
+}
+
+/// Margins to decisions about the units of a block's gate, as many for each sample; those that were decided beforehand
+/// stay.
+fn keep<B: Backend>(
+    queue: &mut B::Queue<'_>,
+    run: Run<'_>,
+    (block, (kind, per_sample)): (usize, (UnitKind, usize)),
+    lists: &mut Lists<B>,
+    (keep, keep_at): (&mut B::Vector<bool>, usize),
+) -> Result<()> {
+    let Lists { margins, spent, .. } = lists;
+    let (at_least, most) = match run.rule {
+        Rule::Given(_) => return Ok(()),
+        Rule::Margin { at_least } => (at_least, Most::All),
+        Rule::Top(amount) => (f32::NEG_INFINITY, Most::Count(amount.of(per_sample))),
+        Rule::Paid(prices) => {
+            let (Price { unit: price, pace }, limit) = (prices.of(block, kind), prices.limit);
+            (prices.at_least, Most::Paid(Account { spent, price, pace, limit }))
+        }
+    };
+    let (batch, margins) = (run.batch, &*margins);
+    Ok(B::decide(queue, Decide { batch, per_sample, margins, at_least, most, keep, keep_at })?)
 }
 
 /// Mean over the map (of the input, or of a convolution of it), then fully connected layers.

@@ -17,7 +17,7 @@ pub use fold::Weights;
 pub use probe::{Probe, Prober};
 pub use trace::{BlockTrace, Count, MAX_CONVS, Trace, Watch};
 
-use crate::gate::{Policy, Rule, UnitKind, Units};
+use crate::gate::{Amount, Policy, Rule, UnitKind, Units};
 use crate::plan::ExecutionPlan;
 use account::Records;
 use anyhow::{Context, Result, ensure};
@@ -217,7 +217,7 @@ impl<B: Backend> Executor<B> {
                 let samples = first..batch.min(first + at_once);
                 let keep = std::ptr::eq(plan, &self.plan);
                 let program = Program::<B> { network: &self.network, plan, keep, rule, request, samples };
-                program.decide(queue, results)?;
+                program.decide(queue, &mut lists.spent, results)?;
                 let images = program.images();
                 B::play(queue, program.key(), images, |queue, images| {
                     program.issue(queue, images, maps, lists, results)
@@ -261,9 +261,18 @@ fn stamps(blocks: usize) -> usize {
 }
 
 impl<B: Backend> Program<'_, B> {
-    /// Decisions that do not depend on margins.
-    fn decide(&self, queue: &mut B::Queue<'_>, results: &mut Results<B>) -> Result<()> {
-        let Rule::Given(decisions) = self.rule else { return Ok(()) };
+    /// Decisions that do not depend on margins, or that nothing is spent yet.
+    fn decide(
+        &self,
+        queue: &mut B::Queue<'_>,
+        spent: &mut B::Vector<f32>,
+        results: &mut Results<B>,
+    ) -> Result<()> {
+        let decisions = match self.rule {
+            Rule::Given(decisions) => decisions,
+            Rule::Paid(_) => return Ok(B::upload(queue, spent, |spent: &mut [f32]| spent.fill(0.0))?),
+            Rule::Margin { .. } | Rule::Top(_) => return Ok(()),
+        };
         let (first, batch) = (self.samples.start, self.samples.len());
         let Results { keep, slots, .. } = results;
         let fill = |keep: &mut [bool]| {
@@ -290,14 +299,18 @@ impl<B: Backend> Program<'_, B> {
 
     /// Everything that [`issue`](Self::issue) depends on; `None` when it reads the clock or the plan is a passing one.
     fn key(&self) -> Option<u64> {
-        let (given, at_least) = match self.rule {
-            Rule::Given(_) => (1, 0),
+        // Shares have fewer than 31 bits.
+        let (no_margin, rule) = match self.rule {
             Rule::Margin { at_least } => (0, at_least.to_bits()),
+            Rule::Given(_) => (1, 0),
+            Rule::Top(Amount::Share(share)) => (1, 1 + share.to_bits()),
+            Rule::Top(Amount::Count(count)) => (1, 1 << 31 | count),
+            Rule::Paid(_) => return None,
         };
-        let flags = u64::from(self.request.features) << 1 | given;
+        let flags = u64::from(self.request.features) << 1 | no_margin;
         // Batches fit 30 bits: pixels of a batch are counted in 32, and maps of fewer than 4 have no room for a block.
         (self.keep && !self.request.timed)
-            .then_some((self.samples.len() as u64) << 34 | flags << 32 | u64::from(at_least))
+            .then_some((self.samples.len() as u64) << 34 | flags << 32 | u64::from(rule))
     }
 
     /// Issues every operation, from the image to the logits.
@@ -309,18 +322,14 @@ impl<B: Backend> Program<'_, B> {
         lists: &mut Lists<B>,
         results: &mut Results<B>,
     ) -> Result<()> {
-        let at_least = match self.rule {
-            Rule::Given(_) => None,
-            Rule::Margin { at_least } => Some(at_least),
-        };
         let batch = self.samples.len();
-        let run = block::Run { batch, at_least, timed: self.request.timed };
+        let run = block::Run { batch, rule: self.rule, timed: self.request.timed };
         run.stamp::<B>(queue);
         self.stem(queue, images, maps, lists).context("stem")?;
         run.stamp::<B>(queue);
         let mut stage = 0;
         for (i, (block, plan)) in self.network.blocks.iter().zip(&self.plan.blocks).enumerate() {
-            block::run(queue, run, (block, plan, results.slots[i]), maps, lists, results)
+            block::run(queue, run, (i, block, plan, results.slots[i]), maps, lists, results)
                 .with_context(|| format!("block {}", block.name))?;
             if self.request.features && self.network.ends_stage(i) {
                 let (stream, values) = (&maps.stream[0], &mut results.stages[stage]);

@@ -27,6 +27,8 @@ pub(super) struct Maps<B: Backend> {
 /// What is active in the block being run, and the memory to find out.
 pub(super) struct Lists<B: Backend> {
     pub(super) margins: B::Vector<f32>,
+    /// What each sample has spent, where units cost something.
+    pub(super) spent: B::Vector<f32>,
     /// Means and hidden features of channel gates, and of the head.
     pub(super) features: [B::Vector<f32>; 2],
     /// Active output pixels of each convolution of the branch.
@@ -84,6 +86,7 @@ impl<B: Backend> Workspace<B> {
             },
             lists: Lists {
                 margins: backend.vector(batch * sizes.units, "margins")?,
+                spent: backend.vector(batch, "accounts")?,
                 features: [features()?, features()?],
                 rows: [rows()?, rows()?, rows()?],
                 others: rows()?,

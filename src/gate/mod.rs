@@ -4,17 +4,19 @@
 //! The learned rule keeps where the margin is not negative. Other policies move the threshold or ignore the margins;
 //! the executor neither knows nor cares, it computes what is kept.
 
+mod budget;
 mod given;
-mod named;
 mod random_rate;
 mod ranked;
 mod threshold;
+mod top;
 
+pub use budget::{Budget, Price, Prices};
 pub use given::{Given, Pattern, Recorded};
-pub use named::named;
 pub use random_rate::RandomRate;
-pub use ranked::{BlockScores, Ranked};
+pub use ranked::{BlockScores, Ranked, ScoredBy, Scores};
 pub use threshold::Threshold;
+pub use top::{Amount, Top};
 
 /// What a policy decides about in one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub trait Policy: Send + Sync {
     fn rule(&self) -> Rule<'_>;
 }
 
-/// What decisions depend on. Either can be followed without waiting for a device to tell its margins.
+/// What decisions depend on. All of them can be followed without waiting for a device to tell its margins.
 #[derive(Clone, Copy)]
 pub enum Rule<'a> {
     /// Keep where the margin, how far a unit's keep logit lies above its skip logit, is at least `at_least`.
@@ -57,6 +59,10 @@ pub enum Rule<'a> {
         /// The smallest margin that is kept.
         at_least: f32,
     },
+    /// Of each gate, keep the same number of units in every sample: those with the highest margins. On the CPU.
+    Top(Amount),
+    /// Keep the highest margins, as far as a sample can pay for units. On the CPU.
+    Paid(&'a Prices),
     /// Decided beforehand, whatever the margins.
     Given(&'a dyn Decisions),
 }

@@ -1,6 +1,9 @@
 use super::{Decisions, Policy, Rule, UnitKind, Units};
-use anyhow::{Result, ensure};
+use crate::files::write_atomically;
+use anyhow::{Context, Result, ensure};
 use laud_models::NetSpec;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// The same units for every image: those that rank highest by a score that was measured beforehand.
 ///
@@ -13,13 +16,62 @@ pub struct Ranked {
     kept: Vec<[Vec<bool>; 2]>,
 }
 
+/// What was measured about the units of one network, as `laud rank` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// Network.
+    pub network: String,
+    /// What was measured.
+    pub by: ScoredBy,
+    /// On how many images.
+    pub images: usize,
+    /// One entry per block, in the order of execution.
+    pub blocks: Vec<BlockScores>,
+}
+
+/// What scores mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoredBy {
+    /// Share of the images for which the gates keep a unit.
+    Usage,
+    /// By how much the loss grows without a unit, everything else active.
+    Importance,
+}
+
 /// A block's scores, one a unit; empty where it has no such gate.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlockScores {
+    /// Block, as the network names it.
+    pub block: String,
     /// Of the cells of the spatial gate's grid, row by row.
     pub patches: Vec<f64>,
     /// Of the channel groups.
     pub channels: Vec<f64>,
+}
+
+impl Scores {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read or holds something else.
+    pub fn load(path: &Path) -> Result<Self> {
+        let name = || path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", name()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: no scores of units", name()))
+    }
+
+    /// Writes a file, all or nothing.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string(self)?;
+        write_atomically(path, |out| writeln!(out, "{text}"))
+            .with_context(|| format!("{}: cannot write", path.display()))
+    }
 }
 
 impl Ranked {
@@ -53,6 +105,13 @@ impl Ranked {
             spec.name
         );
         for (block, scores) in spec.blocks.iter().zip(scores) {
+            ensure!(
+                scores.block == block.name,
+                "scores of block {}, {} has {}",
+                scores.block,
+                spec.name,
+                block.name
+            );
             let cells = block.gate.spatial.as_ref().map_or(0, |gate| gate.grid.h * gate.grid.w);
             let groups = block.gate.channel.as_ref().map_or(0, |gate| gate.groups);
             for (kind, need, got) in
@@ -106,8 +165,12 @@ mod tests {
     fn the_highest_scores_are_kept_for_every_sample() {
         let config = r#"{"arch": "resnet20", "depths": [2, 2], "widths": [8, 8], "stem_width": 8, "dyn_mode": "layer"}"#;
         let spec = NetConfig::from_json(config).unwrap().build().unwrap();
-        let scores: Vec<_> =
-            [0.2, 0.9, 0.9, 0.1].map(|score| BlockScores { patches: vec![score], channels: vec![] }).to_vec();
+        let score = |(score, block): (f64, &laud_models::BlockSpec)| BlockScores {
+            block: block.name.clone(),
+            patches: vec![score],
+            channels: vec![],
+        };
+        let scores: Vec<_> = [0.2, 0.9, 0.9, 0.1].into_iter().zip(&spec.blocks).map(score).collect();
         let policy = Ranked::by_usage(&spec, &scores, 0.5).unwrap();
         let decide = |block| {
             let mut keep = [false; 3];

@@ -10,6 +10,7 @@ use super::{BlockPlan, ExecutionPlan, Route};
 use laud_models::{
     BlockSpec, ChannelGateSpec, ChannelHead, ConvSpec, LinearSpec, MapSize, NetSpec, Shortcut, SqueezePooling,
 };
+use laud_predictor::profile::Profile;
 use laud_predictor::workload::{self, Cache, DType, Op, Workload};
 
 /// What a network's calls depend on besides the network.
@@ -55,6 +56,13 @@ impl Setting {
     /// One thread of a CPU that runs `batch` images in f32.
     pub fn cpu(batch: usize) -> Self {
         Self { batch, dtype: DType::F32, threads: 1, l3_bytes: 0, map_bytes: CPU_MAP_BYTES }
+    }
+
+    /// One image on a calibrated CPU.
+    pub fn of(profile: &Profile, threads: usize, dtype: DType) -> Self {
+        let (threads, l3_bytes) =
+            (u32::try_from(threads).unwrap_or(u32::MAX), profile.model.facts().l3_bytes);
+        Self { batch: 1, dtype, threads, l3_bytes, map_bytes: CPU_MAP_BYTES }
     }
 }
 

@@ -1,12 +1,14 @@
 //! What the executor does with a block, decided before it runs.
 
 mod activity;
+mod budget;
 mod densities;
 mod expected;
 mod lower;
 mod search;
 
 pub use activity::{Activity, ActivityTable};
+pub use budget::{Spending, budget};
 pub use densities::{Densities, Recorded, RecordedBlock};
 pub use expected::{Expected, Times};
 pub use lower::{CPU_MAP_BYTES, Call, Lowered, Setting, lower, lower_block, samples_at_once};

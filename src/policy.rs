@@ -1,0 +1,169 @@
+//! Skip policies by name: one text says who decides, in `--policy` and in an experiment alike.
+//!
+//! | text | keeps |
+//! |---|---|
+//! | `learned` | where the margin is at least 0, as trained |
+//! | `threshold:T` | where it is at least T |
+//! | `topk:0.5`, `topk:16` | of each gate the highest margins: a share with a point, a number of units without |
+//! | `budget:0.6` | as trained, highest margins first, up to 60 % of the multiply-accumulates an image |
+//! | `budget:8ms:PROFILE` | the same up to 8 ms, as a profile predicts them |
+//! | `pruned:0.5:SCORES` | the half of all units that gates keep most often, for every image; by `laud rank --by usage` |
+//! | `importance:0.5:SCORES` | the half that costs most to lose, for every image; by `laud rank --by importance` |
+//! | `random:0.5` | each unit with probability ½ |
+//! | `forced:0.5` | half of each gate's units, in blobs, the same for every image |
+//! | `always`, `never` | everything, nothing |
+
+use crate::gate::{
+    Always, Amount, Given, Learned, Never, Pattern, Policy, RandomRate, Ranked, ScoredBy, Scores, Threshold,
+    Top,
+};
+use crate::plan::{Setting, Spending, budget};
+use anyhow::{Context, Result, bail, ensure};
+use laud_kernels::SOURCE_HASH;
+use laud_models::NetSpec;
+use laud_predictor::profile::Profile;
+use laud_predictor::workload::DType;
+use std::path::Path;
+
+/// What policies are about.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Network that they decide for.
+    pub spec: &'a NetSpec,
+    /// Of what is random.
+    pub seed: u64,
+    /// Threads of an inference, for budgets of time.
+    pub threads: usize,
+    /// What activations and weights are stored as.
+    pub dtype: DType,
+}
+
+/// The policy that a text names.
+///
+/// # Errors
+/// A name that is none; a number or file that is missing, not needed or out of range; what does not fit the network.
+pub fn named(text: &str, subject: Subject<'_>) -> Result<Box<dyn Policy>> {
+    find(text, subject).with_context(|| format!("policy {text}"))
+}
+
+fn find(text: &str, Subject { spec, seed, threads, dtype }: Subject<'_>) -> Result<Box<dyn Policy>> {
+    let mut parts = text.splitn(3, ':');
+    let name = parts.next().unwrap_or_default();
+    let (value, file) = (parts.next(), parts.next());
+    let value = || value.with_context(|| format!("needs a number, as in {name}:0.5"));
+    let number = || -> Result<f64> {
+        let value = value()?;
+        value.parse().with_context(|| format!("`{value}` is not a number"))
+    };
+    let path = |what: &str| {
+        file.map(Path::new).with_context(|| format!("needs a file with {what}, as in {name}:0.5:FILE"))
+    };
+    let ranked = |by: ScoredBy| -> Result<Ranked> {
+        let (share, file) = (number()?, path("what `laud rank` measured")?);
+        let scores = Scores::load(file)?;
+        ensure!(scores.by == by, "{}: scores by {:?}, not by {by:?}", file.display(), scores.by);
+        match by {
+            ScoredBy::Usage => Ranked::by_usage(spec, &scores.blocks, share),
+            ScoredBy::Importance => Ranked::by_importance(spec, &scores.blocks, share),
+        }
+        .with_context(|| file.display().to_string())
+    };
+    let policy: Box<dyn Policy> = match name {
+        "pruned" => return Ok(Box::new(ranked(ScoredBy::Usage)?)),
+        "importance" => return Ok(Box::new(ranked(ScoredBy::Importance)?)),
+        "budget" if value()?.ends_with("ms") => {
+            let ms = value()?.trim_end_matches("ms");
+            let ms: f64 = ms.parse().with_context(|| format!("`{ms}` is not a number"))?;
+            let file = file.with_context(|| format!("needs a profile, as in {name}:8ms:PROFILE"))?;
+            let json = std::fs::read_to_string(file).with_context(|| format!("{file}: cannot read"))?;
+            let profile = Profile::from_json(&json, Some(SOURCE_HASH)).context(file.to_owned())?;
+            let setting = Setting::of(&profile, threads, dtype);
+            let name = format!("budget {ms} ms");
+            return Ok(Box::new(budget(spec, name, Spending::Milliseconds(ms, &profile, setting))?));
+        }
+        _ if file.is_some() => bail!("takes no file"),
+        "threshold" => Box::new(Threshold::new(number()? as f32)?),
+        "random" => Box::new(RandomRate::new(number()?, seed)?),
+        "forced" => Box::new(Given::forced(spec, 1, number()?, Pattern::Clustered, seed)?),
+        "topk" => {
+            let count = value()?.parse().ok().map(Amount::Count);
+            let amount = count.map_or_else(|| number().map(|share| Amount::Share(share as f32)), Ok)?;
+            Box::new(Top::new(spec, amount)?)
+        }
+        "budget" => {
+            let share = number()?;
+            let name = format!("budget {:.0} % of the MACs", 100.0 * share);
+            Box::new(budget(spec, name, Spending::Macs(share))?)
+        }
+        _ if value().is_ok() => match name {
+            "learned" | "always" | "never" => bail!("takes no number"),
+            _ => bail!(UNKNOWN),
+        },
+        "learned" => Box::new(Learned),
+        "always" => Box::new(Always),
+        "never" => Box::new(Never),
+        _ => bail!(UNKNOWN),
+    };
+    Ok(policy)
+}
+
+const UNKNOWN: &str = "no such policy; there are learned, threshold:T, topk:K|SHARE, budget:SHARE, budget:Nms:PROFILE, \
+    pruned:SHARE:SCORES, importance:SHARE:SCORES, random:RATE, forced:DENSITY, always and never";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::{Rule, UnitKind, Units};
+    use laud_models::NetConfig;
+
+    fn try_named(text: &str) -> Result<Box<dyn Policy>> {
+        let config = r#"{"arch": "resnet20", "dyn_mode": "spatial", "spatial_granularity": 4}"#;
+        let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+        named(text, Subject { spec: &spec, seed: 7, threads: 1, dtype: DType::F32 })
+    }
+
+    fn decide(text: &str, n: usize) -> Vec<bool> {
+        let policy = try_named(text).unwrap();
+        let Rule::Given(decisions) = policy.rule() else { panic!("{text} looks at margins") };
+        let mut keep = vec![false; n];
+        let units = Units { block: 1, kind: UnitKind::Patch, first: 0, batch: 1, per_sample: n };
+        decisions.decide(units, &mut keep);
+        keep
+    }
+
+    #[test]
+    fn names_give_what_they_say() {
+        assert!(decide("always", 9).iter().all(|keep| *keep));
+        assert!(!decide("never", 9).iter().any(|keep| *keep));
+        let kept = |text, n| decide(text, n).iter().filter(|keep| **keep).count();
+        assert!((2800..3200).contains(&kept("random:0.3", 10_000)));
+        assert_eq!(decide("random:0.3", 99), decide("random:0.3", 99));
+        assert_eq!(kept("forced:0.25", 64), 16);
+        assert!(matches!(try_named("threshold:-0.5").unwrap().rule(), Rule::Margin { at_least: -0.5 }));
+        assert!(matches!(try_named("topk:1").unwrap().rule(), Rule::Top(Amount::Count(1))));
+        assert!(matches!(try_named("topk:1.0").unwrap().rule(), Rule::Top(Amount::Share(1.0))));
+        assert!(matches!(try_named("budget:0.7").unwrap().rule(), Rule::Paid(_)));
+    }
+
+    #[test]
+    fn what_is_no_policy_is_an_error_that_says_so() {
+        for (text, words) in [
+            ("best", "there are learned"),
+            ("best:1", "there are learned"),
+            ("random", "needs a number"),
+            ("random:2", "0..=1"),
+            ("threshold:x", "not a number"),
+            ("always:1", "takes no number"),
+            ("random:0.5:file", "takes no file"),
+            ("topk:-1", "0..=1"),
+            ("budget:0.01", "never skipped"),
+            ("budget:8ms", "needs a profile"),
+            ("budget:8ms:no/such", "no/such: cannot read"),
+            ("pruned:0.5", "laud rank"),
+            ("importance:0.5:no/such", "no/such: cannot read"),
+        ] {
+            let error = format!("{:#}", try_named(text).err().unwrap());
+            assert!(error.contains(words) && error.contains(text), "{text}: {error}");
+        }
+    }
+}
