@@ -8,6 +8,7 @@
 //! `policies` skip policies by name, run ·
 //! `cli` the program from outside · `bad_input` the same with files that are damaged or do not fit ·
 //! `evaluate` what it measures on labelled images ·
+//! `experiment` grids of that, pages and advice made of them ·
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
@@ -27,6 +28,7 @@ mod cuda;
 mod evaluate;
 mod execute;
 mod executor_fixtures;
+mod experiment;
 mod fixtures;
 mod naive;
 mod networks;

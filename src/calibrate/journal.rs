@@ -1,16 +1,15 @@
+use crate::files::Lines;
 use anyhow::{Context, Result};
 use laud_predictor::measurements;
 use laud_predictor::workload::Sample;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 /// The measurements of a calibration that is not finished: a CSV file that only grows, a line reaching the disk as soon
 /// as it is measured.
 #[derive(Debug)]
 pub struct Journal {
-    path: PathBuf,
-    file: File,
+    lines: Lines,
     samples: Vec<Sample>,
 }
 
@@ -20,34 +19,22 @@ impl Journal {
     /// # Errors
     /// When the file cannot be read or written or holds something else than measurements.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = || path.display().to_string();
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("{}: cannot read", name())),
-        };
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let samples = match &text[..whole] {
-            "" => Vec::new(),
+        let read = |text: &str| match text {
+            "" => Ok(None),
             lines => measurements::read(lines)
-                .with_context(|| format!("{}: remove it to calibrate from the start", name()))?,
+                .map(Some)
+                .with_context(|| format!("{}: remove it to calibrate from the start", path.display())),
         };
-        let open = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-            file.set_len(whole as u64)?;
-            if whole == 0 {
-                file.write_all(measurements::header().as_bytes())?;
-            }
-            file.sync_data()?;
-            Ok(file)
-        };
-        let file = open().with_context(|| format!("{}: cannot write", name()))?;
-        Ok(Self { path: path.to_owned(), file, samples })
+        let (mut lines, samples) = Lines::open(path, read)?;
+        if samples.is_none() {
+            lines.append(&measurements::header())?;
+        }
+        Ok(Self { lines, samples: samples.unwrap_or_default() })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.lines.path()
     }
 
     /// What it held when it was opened.
@@ -60,10 +47,7 @@ impl Journal {
     /// # Errors
     /// When the disk does not take it; everything before stays.
     pub fn append(&mut self, sample: &Sample) -> Result<()> {
-        let line = measurements::line(sample);
-        self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data()).with_context(|| {
-            format!("{}: cannot write; the measurements before this one are kept", self.path.display())
-        })
+        self.lines.append(&measurements::line(sample))
     }
 
     /// Removes the file: its measurements are in a profile now.
@@ -71,7 +55,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be removed.
     pub fn finish(self) -> Result<()> {
-        fs::remove_file(&self.path).with_context(|| format!("{}: cannot remove", self.path.display()))
+        fs::remove_file(self.path()).with_context(|| format!("{}: cannot remove", self.path().display()))
     }
 }
 
@@ -91,6 +75,7 @@ mod tests {
         let path = folder.path().join("x.csv");
         let mut journal = Journal::open(&path).unwrap();
         (1..4).for_each(|c| journal.append(&sample(c)).unwrap());
+        drop(journal);
         let whole = fs::read(&path).unwrap();
         let header = measurements::header().len();
         for end in 0..=whole.len() {
@@ -99,6 +84,7 @@ mod tests {
             let mut journal = Journal::open(&path).unwrap();
             assert_eq!(journal.samples(), (1..=lines as u32).map(sample).collect::<Vec<_>>(), "cut at {end}");
             journal.append(&sample(9)).unwrap();
+            drop(journal);
             assert_eq!(Journal::open(&path).unwrap().samples().last(), Some(&sample(9)));
         }
     }

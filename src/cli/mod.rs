@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, which parses, calls and prints.
 
+mod advise;
 mod bench;
 mod calibrate;
 mod completions;
@@ -7,6 +8,7 @@ mod data;
 mod device;
 mod device_suite;
 mod eval;
+mod experiment;
 mod force;
 mod infer;
 mod inspect;
@@ -21,6 +23,7 @@ mod predict_profile;
 mod predictor;
 mod profile;
 mod rank;
+mod report;
 mod run;
 mod timing;
 mod toolchain;
@@ -49,6 +52,9 @@ enum Command {
     Bench(bench::Bench),
     Eval(Box<eval::Eval>),
     Rank(rank::Rank),
+    Experiment(experiment::ExperimentArgs),
+    Report(report::ReportArgs),
+    Advise(advise::AdviseArgs),
     Inspect(inspect::Inspect),
     Infer(infer::Infer),
     Train(train::Train),
@@ -71,6 +77,9 @@ impl Cli {
             Command::Bench(command) => command.run(out),
             Command::Eval(command) => command.run(out),
             Command::Rank(command) => command.run(out),
+            Command::Experiment(command) => command.run(out),
+            Command::Report(command) => command.run(out),
+            Command::Advise(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
             Command::Infer(command) => command.run(out),
             Command::Train(command) => command.run(out),

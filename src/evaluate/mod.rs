@@ -1,14 +1,20 @@
 //! What a network does on labelled images: how often it is right, what it computes, how long it takes, and where it
 //! differs from itself with everything active.
 
+mod advise;
 mod images;
 mod latency;
 mod rank;
+mod results;
 mod tally;
 
+pub use advise::{Advice, Quantile, Question, Step, advise, with_static};
 pub use images::{Batch, Images};
 pub use latency::Latency;
 pub use rank::{importance, usage};
+#[cfg(test)]
+pub(crate) use results::tests::row;
+pub use results::{Cell, Origin, Picture, Results, Row, front, load};
 pub use tally::{BlockShare, Compared, Computed, Difference, Evaluation, Macs};
 
 use crate::exec::{Output, Request};
@@ -58,15 +64,14 @@ pub struct Progress {
     pub right: usize,
 }
 
-/// Evaluates `contest` on `images`; `follow` sees each batch, and the masks where they are asked for.
+/// Sees each batch when it is done, with the masks where a contest asks for them.
+pub type Follow<'a> = dyn FnMut(&Batch<'_>, Option<&Output>, Progress) -> Result<()> + 'a;
+
+/// Evaluates `contest` on `images`.
 ///
 /// # Errors
 /// An image that cannot be read; what an inference fails with; a forecast of more than one image at once.
-pub fn evaluate(
-    contest: &Contest<'_>,
-    images: &Images<'_>,
-    follow: &mut dyn FnMut(&Batch<'_>, Option<&Output>, Progress) -> Result<()>,
-) -> Result<Evaluation> {
+pub fn evaluate(contest: &Contest<'_>, images: &Images<'_>, follow: &mut Follow<'_>) -> Result<Evaluation> {
     let Contest { session, policy, plain, forecast, repeat, masks } = *contest;
     ensure!(repeat > 0, "every image is timed at least once");
     ensure!(

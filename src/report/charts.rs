@@ -1,22 +1,10 @@
 //! How good predictions are, as pictures: SVG.
 
+use super::canvas::{COLORS, Chart, Look, drawn, failed};
 use anyhow::{Result, anyhow};
 use laud_predictor::learned::Prediction;
 use laud_predictor::workload::{Op, Sample};
-use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
-
-const SIZE: (u32, u32) = (720, 480);
-/// One after another for the kernels that are there.
-const COLORS: [RGBColor; 6] = [
-    RGBColor(31, 119, 180),
-    RGBColor(255, 127, 14),
-    RGBColor(44, 160, 44),
-    RGBColor(148, 103, 189),
-    RGBColor(140, 86, 75),
-    RGBColor(120, 120, 120),
-];
-const TEXT: (&str, u32) = ("sans-serif", 14);
 
 /// Predicted against measured time of every call, in microseconds, both axes logarithmic; the lines are at ±10 %.
 ///
@@ -35,7 +23,8 @@ pub fn predicted_vs_measured(samples: &[Sample], predictions: &[Prediction]) -> 
         return Err(anyhow!("nothing to draw"));
     }
     let range = || (0.8 * low..1.25 * high).log_scale();
-    drawn("Predicted against measured", ("measured, µs", "predicted, µs"), range(), range(), |chart| {
+    let look = Look::Paper("Predicted against measured");
+    drawn(look, ("measured, µs", "predicted, µs"), range(), range(), |chart| {
         for off in [0.9, 1.0, 1.1] {
             let ends = [low, high].map(|x| (x, off * x));
             chart.draw_series(LineSeries::new(ends, BLACK.mix(0.4))).map_err(failed)?;
@@ -65,7 +54,7 @@ pub fn error_vs_density(samples: &[Sample], predictions: &[Prediction]) -> Resul
         return Err(anyhow!("nothing to draw"));
     }
     let labels = ("density of rows and channels", "error, % (beyond 60 % drawn at 60 %)");
-    drawn("Error against density", labels, 0.0..1.02, -65.0..65.0, |chart| {
+    drawn(Look::Paper("Error against density"), labels, 0.0..1.02, -65.0..65.0, |chart| {
         for error in [-10.0, 0.0, 10.0] {
             let ends = [(0.0, error), (1.02, error)];
             chart.draw_series(LineSeries::new(ends, BLACK.mix(0.4))).map_err(failed)?;
@@ -90,55 +79,20 @@ pub fn regret_histogram(regrets: &[f64]) -> Result<String> {
         counts[((100.0 * regret / width) as usize).min(BARS - 1)] += 1;
     }
     let most = f64::from(counts.iter().copied().max().unwrap_or(1));
-    drawn("Regret of the choices", ("regret, %", "choices"), 0.0..worst * 1.02, 0.0..most * 1.1, |chart| {
-        let bars = counts.iter().enumerate().map(|(i, &count)| {
-            let x = i as f64 * width;
-            Rectangle::new([(x, 0.0), (x + 0.9 * width, f64::from(count))], COLORS[0].filled())
-        });
-        chart.draw_series(bars).map_err(failed)?;
-        Ok(())
-    })
-}
-
-type Chart<'a, X, Y> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>;
-
-/// Draws axes and what `content` adds.
-fn drawn<X, Y>(
-    title: &str,
-    (x_label, y_label): (&str, &str),
-    x: X,
-    y: Y,
-    content: impl for<'a> FnOnce(&mut Chart<'a, X::CoordDescType, Y::CoordDescType>) -> Result<()>,
-) -> Result<String>
-where
-    X: AsRangedCoord<Value = f64>,
-    Y: AsRangedCoord<Value = f64>,
-    X::CoordDescType: ValueFormatter<f64>,
-    Y::CoordDescType: ValueFormatter<f64>,
-{
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
-        let mut chart = ChartBuilder::on(&root)
-            .caption(title, ("sans-serif", 20))
-            .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size(64)
-            .build_cartesian_2d(x, y)
-            .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .x_desc(x_label)
-            .y_desc(y_label)
-            .light_line_style(TRANSPARENT)
-            .label_style(TEXT)
-            .draw()
-            .map_err(failed)?;
-        content(&mut chart)?;
-        root.present().map_err(failed)?;
-    }
-    Ok(svg)
+    drawn(
+        Look::Paper("Regret of the choices"),
+        ("regret, %", "choices"),
+        0.0..worst * 1.02,
+        0.0..most * 1.1,
+        |chart| {
+            let bars = counts.iter().enumerate().map(|(i, &count)| {
+                let x = i as f64 * width;
+                Rectangle::new([(x, 0.0), (x + 0.9 * width, f64::from(count))], COLORS[0].filled())
+            });
+            chart.draw_series(bars).map_err(failed)?;
+            Ok(())
+        },
+    )
 }
 
 /// Points in the color of their kernel, and a legend.
@@ -160,11 +114,12 @@ where
     }
     let position = SeriesLabelPosition::UpperLeft;
     let labels = &mut chart.configure_series_labels();
-    labels.position(position).background_style(WHITE.mix(0.8)).label_font(TEXT).draw().map_err(failed)
-}
-
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw: {error}")
+    labels
+        .position(position)
+        .background_style(WHITE.mix(0.8))
+        .label_font(("sans-serif", 14))
+        .draw()
+        .map_err(failed)
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
-//! What a network decided and how long it took, for people: pictures and trace files.
+//! What networks decided, how long it took and what that was worth, for people: pictures, pages and trace files.
 
+mod canvas;
 pub mod charts;
 pub mod overlay;
+mod page;
+mod plots;
 pub mod sheet;
 mod text;
 mod trace;
 
 pub use overlay::{KeepGrid, overlay};
+pub use page::Page;
 pub use sheet::{BlockView, Sheet};
 pub use trace::chrome_events;
 
