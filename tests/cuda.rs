@@ -206,9 +206,12 @@ fn a_launch_that_fails_says_where() {
         }
         device.refuse(Some("gather_gemm"));
         let error = infer(&session, 2, &Learned).unwrap_err();
-        for part in
-            ["stem: gather_gemm, 3×3/1 conv, 12×15×3 → 10×13×8", "thread blocks of", "backend.rs:", "refused"]
-        {
+        for part in [
+            "stem: gather_gemm, 3×3/1 conv, 12×15×3 → 10×13×8",
+            "thread blocks of",
+            "gather_gemm/cuda.rs:",
+            "refused",
+        ] {
             assert!(error.contains(part), "{error}");
         }
         device.refuse(None);
