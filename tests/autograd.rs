@@ -12,7 +12,7 @@ use laud::train::{
 use laud_models::{NetConfig, NetSpec, ParameterKind};
 
 /// Networks that together have every kind of block, gate and shortcut; odd maps and widths among them.
-const NETWORKS: [&str; 9] = [
+const NETWORKS: [&str; 10] = [
     r#"{"arch": "resnet20", "input_size": 8}"#,
     r#"{"arch": "resnet20", "depths": [2, 2], "widths": [5, 9], "stem_width": 5, "input_size": 7}"#,
     r#"{"arch": "resnet20", "input_size": 12, "dyn_mode": "layer"}"#,
@@ -26,6 +26,8 @@ const NETWORKS: [&str; 9] = [
     r#"{"arch": "regnet", "depths": [1, 1], "widths": [8, 16], "group_widths": 8, "stem_width": 8, "input_size": 16,
         "num_classes": 5, "dyn_mode": "channel", "channel_granularity": 2}"#,
     r#"{"arch": "mobilenet_v2", "width_mult": 0.25, "input_size": 32, "num_classes": 5, "dyn_mode": "layer"}"#,
+    r#"{"arch": "mobilenet_v2_tf", "width_mult": 0.25, "input_size": 36, "num_classes": 5, "dyn_mode": "spatial",
+        "spatial_granularity": 2}"#,
 ];
 
 struct Outcome {

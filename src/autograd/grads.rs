@@ -3,18 +3,27 @@
 use anyhow::Result;
 use laud_kernels::Act;
 use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, grad, grad_sums, join_grad};
-use laud_kernels::filter_grad::{self, FilterGrad};
 use rayon::prelude::*;
 
 use super::chain::{Added, Chain, Inputs, Normed, Saved, Source, cell};
-use super::unit::Unit;
+use super::unit::{Filter, Unit};
 use super::work::{Work, Workers};
+
+/// Which gradients are wanted beside the decisions'.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) x: bool,
+    pub(super) params: bool,
+    /// The filters' among the parameters'; else zeros.
+    pub(super) filters: bool,
+}
 
 /// Gradients of a chain's arguments.
 pub(super) struct Grads {
     /// `[n, h, w, c]`, where it was asked for.
     pub(super) x: Option<Vec<f32>>,
-    pub(super) params: Vec<f32>,
+    /// Where they were asked for.
+    pub(super) params: Option<Vec<f32>>,
     /// As the decisions.
     pub(super) keep: Vec<f32>,
 }
@@ -69,26 +78,26 @@ enum Target<'a> {
 }
 
 impl Chain {
-    /// Gradients, from that of the output `y`; `wants_x`: also of the input.
+    /// Gradients, from that of the output `y`.
     pub(super) fn backward(
         &self,
         inputs: Inputs<'_>,
         saved: &Saved,
         (y, dy): (&[f32], &[f32]),
-        wants_x: bool,
+        wanted: Wanted,
     ) -> Result<Grads> {
         let (spatial, channel) = self.decisions(inputs.n);
         let mut keep = vec![0.0; (spatial + channel).max(1)];
         let mut params = vec![0.0; self.params()];
         let last = self.units.len() - 1;
         let (added, mut behind) = self.through_join(inputs, saved, (y, dy), &mut keep[..spatial])?;
-        let mut dx = if wants_x { self.shortcut_grad(inputs, &added) } else { Vec::new() };
+        let mut dx = if wanted.x { self.shortcut_grad(inputs, &added) } else { Vec::new() };
         for index in (0..=last).rev() {
             let (unit, normed) = (&self.units[index], &saved.normed[index]);
             let before = (index > 0).then(|| (&saved.normed[index - 1], self.units[index - 1].act));
             let target = match before {
                 Some((normed, act)) => Target::Before(normed, act),
-                None if wants_x => Target::Input,
+                None if wanted.x => Target::Input,
                 None => Target::Unused,
             };
             let len = unit.input_len();
@@ -98,7 +107,7 @@ impl Chain {
                 Target::Unused => Vec::new(),
             };
             let source = Source { unit, before };
-            let back = UnitBack { source, normed, behind: &behind, target };
+            let back = UnitBack { source, normed, behind: &behind, target, filters: wanted.filters };
             let (dkeep, sums) = back.run(inputs, &mut params, &mut to)?;
             if let (true, Some((groups, size))) = (index < last, self.link.groups) {
                 for (to, kept) in
@@ -114,11 +123,12 @@ impl Chain {
         }
         if let (Some(unit), Some(normed)) = (&self.projection, saved.normed.get(last + 1)) {
             let behind = through_norm(inputs, unit, normed, added)?;
-            let target = if wants_x { Target::Input } else { Target::Unused };
-            let back = UnitBack { source: Source { unit, before: None }, normed, behind: &behind, target };
+            let target = if wanted.x { Target::Input } else { Target::Unused };
+            let source = Source { unit, before: None };
+            let back = UnitBack { source, normed, behind: &behind, target, filters: wanted.filters };
             back.run(inputs, &mut params, &mut dx)?;
         }
-        Ok(Grads { x: wants_x.then_some(dx), params, keep })
+        Ok(Grads { x: wanted.x.then_some(dx), params: wanted.params.then_some(params), keep })
     }
 
     /// Back through the residual sum: the shortcut's gradient and the branch's; `dkeep` gets the spatial decisions'.
@@ -236,6 +246,8 @@ struct UnitBack<'a> {
     normed: &'a Normed,
     behind: &'a Behind,
     target: Target<'a>,
+    /// Whether the filters' gradient is wanted.
+    filters: bool,
 }
 
 impl UnitBack<'_> {
@@ -300,7 +312,7 @@ impl UnitBack<'_> {
         i: usize,
         weights: &mut [f32],
         dkeep: &mut [f32],
-        filter: Option<&laud_kernels::gather_gemm::Filter<f32>>,
+        filter: Option<&Filter>,
         work: &mut Work,
     ) -> Result<bool> {
         let (unit, isa) = (self.source.unit, inputs.workers.isa);
@@ -314,9 +326,10 @@ impl UnitBack<'_> {
         dz.resize(len, 0.0);
         let z = self.normed.sample(i, len);
         grad(isa, (z, g), GradCoefficients { a, b, d }, self.normed.kept(i), &mut dz, dkeep)?;
-        self.source.fill(isa, inputs.x, i, work)?;
-        let call = FilterGrad { geometry: unit.geometry, input: &work.bordered, grad: &dz, sum: weights };
-        filter_grad::run(isa, call)?;
+        if self.filters {
+            self.source.fill(isa, inputs.x, i, work)?;
+            unit.weight_grad(isa, &work.bordered, &dz, weights)?;
+        }
         if let Some(filter) = filter {
             unit.spread(&dz, &mut work.spread);
             work.backward(isa, filter)?;

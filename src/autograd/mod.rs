@@ -7,7 +7,7 @@
 //!
 //! Sums over a batch are taken in an order that depends on the batch only: the same bits on any number of threads.
 //!
-//! Squeeze-excitation, grouped convolutions and masks behind the activation take candle's way.
+//! Squeeze-excitation, grouped convolutions that are not depthwise and masks behind the activation take candle's way.
 
 mod chain;
 mod grads;
@@ -26,6 +26,7 @@ use laud_models::{ConvSpec, MapSize, Shortcut};
 
 use crate::train::{Conv, MapOps, PerGate, Plain, Residual, Statistics};
 use chain::{Chain, Link, Moments};
+use grads::Wanted;
 use op::ChainOp;
 use pool::PoolOp;
 use work::Workers;
@@ -66,7 +67,9 @@ impl KernelMaps {
         };
         let norms: Vec<Option<&BatchNorm>> = links.iter().map(|conv| conv.norm.as_ref()).collect();
         let stored = norms.iter().map(|norm| norm.map(stored).transpose()).collect::<Result<_>>()?;
-        let op = ChainOp::new(chain, self.workers.clone(), n, statistics, stored, map.track_op());
+        let filters = links.iter().any(|conv| conv.weight.track_op());
+        let wanted = Wanted { x: map.track_op(), params: params.track_op(), filters };
+        let op = ChainOp::new(chain, self.workers.clone(), n, statistics, stored, wanted);
         let moved = op.moved();
         let out = map.contiguous()?.apply_op3(&params, &kept, op)?;
         let moved = moved.lock().ok().and_then(|mut moved| moved.take()).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 
 use super::chain::{Chain, Inputs, Moments, Moved, Saved};
+use super::grads::Wanted;
 use super::work::Workers;
 use crate::train::Statistics;
 
@@ -15,8 +16,7 @@ pub(super) struct ChainOp {
     n: usize,
     statistics: Statistics,
     stored: Vec<Option<Moments>>,
-    /// Whether a gradient of the map is wanted.
-    wants_x: bool,
+    wanted: Wanted,
     saved: Mutex<Option<Saved>>,
     moved: Arc<Mutex<Option<Moved>>>,
 }
@@ -28,10 +28,10 @@ impl ChainOp {
         n: usize,
         statistics: Statistics,
         stored: Vec<Option<Moments>>,
-        wants_x: bool,
+        wanted: Wanted,
     ) -> Self {
         let (saved, moved) = (Mutex::new(None), Arc::default());
-        Self { chain, workers, n, statistics, stored, wants_x, saved, moved }
+        Self { chain, workers, n, statistics, stored, wanted, saved, moved }
     }
 
     /// Where the batch's statistics will be.
@@ -109,12 +109,12 @@ impl CustomOp3 for ChainOp {
         let dy = dy.contiguous()?;
         let grads = with_values(&[x, params, keep, y, &dy], |values| {
             let inputs = self.inputs(values[0], values[1], values[2])?;
-            self.chain.backward(inputs, &saved, (values[3], values[4]), self.wants_x).map_err(outside)
+            self.chain.backward(inputs, &saved, (values[3], values[4]), self.wanted).map_err(outside)
         })?;
         let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok((
             grads.x.map(|dx| tensor(dx, x)).transpose()?,
-            Some(tensor(grads.params, params)?),
+            grads.params.map(|dparams| tensor(dparams, params)).transpose()?,
             keep.track_op().then(|| tensor(grads.keep, keep)).transpose()?,
         ))
     }

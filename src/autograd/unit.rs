@@ -1,9 +1,44 @@
 //! One convolution with its normalisation and activation.
 
 use anyhow::Result;
-use laud_kernels::gather_gemm::{Filter, FilterSpec};
-use laud_kernels::{Act, ConvGeometry, Extent, Isa};
+use laud_kernels::filter_grad::{self, FilterGrad};
+use laud_kernels::gather_gemm::FilterSpec;
+use laud_kernels::{Act, ConvGeometry, Extent, Isa, depthwise, gather_gemm};
 use laud_models::{Activation, ConvSpec, MapSize};
+
+/// Largest kernel that [`depthwise`] takes.
+const MAX_DEPTHWISE_KERNEL: usize = 11;
+
+/// Packed weights of a convolution.
+pub(super) enum Filter {
+    Gemm(gather_gemm::Filter<f32>),
+    Depthwise(depthwise::Filter),
+}
+
+impl Filter {
+    fn pack(isa: Isa, geometry: ConvGeometry, weight: &[f32]) -> Result<Self> {
+        let bias = vec![0.0; geometry.c_out];
+        let spec = FilterSpec {
+            geometry,
+            weight,
+            bias: &bias,
+            input_constant: None,
+            output_constant: None,
+            group: None,
+        };
+        Ok(match geometry.groups {
+            1 => Self::Gemm(gather_gemm::Filter::pack(isa, &spec)?),
+            _ => Self::Depthwise(depthwise::Filter::pack(&spec)?),
+        })
+    }
+
+    pub(super) fn geometry(&self) -> &ConvGeometry {
+        match self {
+            Self::Gemm(filter) => filter.geometry(),
+            Self::Depthwise(filter) => filter.geometry(),
+        }
+    }
+}
 
 /// What a chain's convolution is, and where its parameters lie among the chain's.
 #[derive(Clone, Debug)]
@@ -15,7 +50,7 @@ pub(super) struct Unit {
     border: Extent,
     pub(super) act: Act,
     pub(super) eps: Option<f32>,
-    /// Where `[c_out, c_in, k, k]` starts.
+    /// Where `[c_out, c_in / groups, k, k]` starts.
     weight_at: usize,
     /// Where the normalisation's weights start.
     pub(super) gamma_at: Option<usize>,
@@ -32,7 +67,9 @@ impl Unit {
         let wide = [spec.pad.top, spec.pad.left, spec.pad.bottom, spec.pad.right]
             .iter()
             .any(|&pad| pad >= spec.kernel);
-        if wide || spec.groups != 1 || spec.norm.is_some() && spec.bias.is_some() {
+        let depthwise = spec.groups == spec.c_in && spec.c_in == spec.c_out;
+        let computed = spec.groups == 1 || depthwise && spec.kernel <= MAX_DEPTHWISE_KERNEL;
+        if wide || !computed || spec.norm.is_some() && spec.bias.is_some() {
             return None;
         }
         let geometry = ConvGeometry {
@@ -44,7 +81,7 @@ impl Unit {
             stride: spec.stride,
             pad_top: 0,
             pad_left: 0,
-            groups: 1,
+            groups: spec.groups,
         };
         let mut end = params_at + geometry.weights();
         let mut channels = |present: bool| {
@@ -91,22 +128,24 @@ impl Unit {
     }
 
     /// The weights for the way forward.
-    pub(super) fn filter(&self, isa: Isa, params: &[f32]) -> Result<Filter<f32>> {
+    pub(super) fn filter(&self, isa: Isa, params: &[f32]) -> Result<Filter> {
         let g = &self.geometry;
         let mut weight = vec![0.0; g.weights()];
         self.each_weight(|torch, [o, c, r, s]| {
-            weight[((o * g.kernel + r) * g.kernel + s) * g.c_in + c] = params[torch];
+            weight[((o * g.kernel + r) * g.kernel + s) * g.group_in() + c] = params[torch];
         });
-        pack(isa, *g, &weight)
+        Filter::pack(isa, *g, &weight)
     }
 
     /// The weights for the way back: mirrored, inputs and outputs exchanged.
-    pub(super) fn back_filter(&self, isa: Isa, params: &[f32]) -> Result<Filter<f32>> {
+    pub(super) fn back_filter(&self, isa: Isa, params: &[f32]) -> Result<Filter> {
         let g = &self.geometry;
         let k = g.kernel;
         let mut weight = vec![0.0; g.weights()];
         self.each_weight(|torch, [o, c, r, s]| {
-            weight[((c * k + k - 1 - r) * k + k - 1 - s) * g.c_out + o] = params[torch];
+            // A channel of its own is its only input and its only output.
+            let (from, to, width) = if g.groups == 1 { (o, c, g.c_out) } else { (0, o, 1) };
+            weight[((to * k + k - 1 - r) * k + k - 1 - s) * width + from] = params[torch];
         });
         let geometry = ConvGeometry {
             input: self.spread_map(),
@@ -116,23 +155,52 @@ impl Unit {
             stride: 1,
             ..*g
         };
-        pack(isa, geometry, &weight)
+        Filter::pack(isa, geometry, &weight)
     }
 
-    /// Adds a gradient in `[r, s, c, k]` to the parameters' gradient.
+    /// Adds what one sample, its border in place, contributes to the weights' gradient `[r, s, c / groups, k]`.
+    pub(super) fn weight_grad(
+        &self,
+        isa: Isa,
+        bordered: &[f32],
+        grad: &[f32],
+        sum: &mut [f32],
+    ) -> Result<()> {
+        let g = &self.geometry;
+        if g.groups == 1 {
+            let call = FilterGrad { geometry: *g, input: bordered, grad, sum };
+            return Ok(filter_grad::run(isa, call)?);
+        }
+        let c = g.c_out;
+        for (y, line) in grad.chunks_exact(g.output.w * c).enumerate() {
+            for (tap, sum) in sum.chunks_exact_mut(c).enumerate() {
+                let (r, s) = (tap / g.kernel, tap % g.kernel);
+                let start = ((y * g.stride + r) * g.input.w + s) * c;
+                let taken = bordered[start..].chunks(g.stride * c);
+                for (grad, input) in line.chunks_exact(c).zip(taken) {
+                    for ((sum, grad), input) in sum.iter_mut().zip(grad).zip(input) {
+                        *sum += grad * input;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a gradient in `[r, s, c / groups, k]` to the parameters' gradient.
     pub(super) fn add_weight_grad(&self, grad: &[f32], params: &mut [f32]) {
         let g = &self.geometry;
         self.each_weight(|torch, [o, c, r, s]| {
-            params[torch] += grad[((r * g.kernel + s) * g.c_in + c) * g.c_out + o];
+            params[torch] += grad[((r * g.kernel + s) * g.group_in() + c) * g.c_out + o];
         });
     }
 
-    /// Calls with every weight's place and `[o, c, r, s]`.
+    /// Calls with every weight's place and `[o, c, r, s]`, `c` within the group.
     fn each_weight(&self, mut f: impl FnMut(usize, [usize; 4])) {
         let g = &self.geometry;
         let mut at = self.weight_at;
         for o in 0..g.c_out {
-            for c in 0..g.c_in {
+            for c in 0..g.group_in() {
                 for r in 0..g.kernel {
                     for s in 0..g.kernel {
                         f(at, [o, c, r, s]);
@@ -186,19 +254,6 @@ impl Unit {
             }
         }
     }
-}
-
-fn pack(isa: Isa, geometry: ConvGeometry, weight: &[f32]) -> Result<Filter<f32>> {
-    let bias = vec![0.0; geometry.c_out];
-    let spec = FilterSpec {
-        geometry,
-        weight,
-        bias: &bias,
-        input_constant: None,
-        output_constant: None,
-        group: None,
-    };
-    Ok(Filter::pack(isa, &spec)?)
 }
 
 pub(super) fn act(act: Activation) -> Act {

@@ -3,9 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
-use laud_kernels::gather_gemm::{Filter, GatherGemm, Placement, Scratch, run};
+use laud_kernels::depthwise::{self, Depthwise};
+use laud_kernels::gather_gemm::{self, GatherGemm, Placement, Scratch};
 use laud_kernels::{Act, ActiveSet, Channels, Isa, Rows, Team};
 use rayon::ThreadPool;
+
+use super::unit::Filter;
 
 /// Pieces that a batch is cut into, on any number of threads.
 const PIECES: usize = 16;
@@ -83,33 +86,45 @@ impl Work {
 pub(super) fn convolve(
     isa: Isa,
     gemm: &mut [Scratch<f32>; 1],
-    filter: &Filter<f32>,
+    filter: &Filter,
     input: &[f32],
     output: &mut [f32],
 ) -> Result<()> {
     let g = filter.geometry();
     let (rows, c_in, c_out) =
         (Rows::all(1, g.output.pixels()), Channels::all(g.c_in), Channels::all(g.c_out));
-    let call = GatherGemm {
-        active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
-        input,
-        input_rows: Placement::Natural,
-        output,
-        output_rows: Placement::Natural,
-        residual: false,
-        act: Act::None,
-    };
-    Ok(Team::scope(None, |team| run(isa, team, filter, gemm, call))?)
+    let (input_rows, output_rows) = (Placement::Natural, Placement::Natural);
+    Ok(Team::scope(None, |team| match filter {
+        Filter::Gemm(filter) => {
+            let active = ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out };
+            let call = GatherGemm {
+                active,
+                input,
+                input_rows,
+                output,
+                output_rows,
+                residual: false,
+                act: Act::None,
+            };
+            gather_gemm::run(isa, team, filter, gemm, call)
+        }
+        Filter::Depthwise(filter) => {
+            let (rows, channels, input_channels) = (&rows, &c_in, Placement::Natural);
+            let call =
+                Depthwise { rows, channels, input, input_channels, output, output_rows, act: Act::None };
+            depthwise::run(isa, team, filter, call)
+        }
+    })?)
 }
 
 impl Work {
     /// [`convolve`] of `self.bordered` to `output`.
-    pub(super) fn forward(&mut self, isa: Isa, filter: &Filter<f32>, output: &mut [f32]) -> Result<()> {
+    pub(super) fn forward(&mut self, isa: Isa, filter: &Filter, output: &mut [f32]) -> Result<()> {
         convolve(isa, &mut self.gemm, filter, &self.bordered, output)
     }
 
     /// [`convolve`] of `self.spread` to `self.map`.
-    pub(super) fn backward(&mut self, isa: Isa, filter: &Filter<f32>) -> Result<()> {
+    pub(super) fn backward(&mut self, isa: Isa, filter: &Filter) -> Result<()> {
         let g = filter.geometry();
         self.map.resize(g.output.pixels() * g.c_out, 0.0);
         convolve(isa, &mut self.gemm, filter, &self.spread, &mut self.map)
