@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use laud::autograd::KernelMaps;
-use laud::checkpoint::Checkpoint;
+use laud::checkpoint::{Checkpoint, DType};
 use laud::train::{Cost, Course, Event, Recipe, Setup, Trainer, initial_weights, steps_per_epoch};
 use laud::vision::Batches;
 use laud_models::{NetConfig, NetSpec};
@@ -155,6 +155,49 @@ fn the_command_trains_gates_that_other_commands_load() {
     }
     let (fine, _, error) = laud(&[&arguments[..1], &[&path("test.bin")], &arguments[2..]].concat());
     assert!(!fine && error.contains("must not be learned from"), "{error}");
+}
+
+#[test]
+fn images_held_back_are_measured_on_and_filters_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let records = laud_models::zoo::CIFAR10_IMAGES;
+    let (learn, test) = records.split_at(24 * 3073);
+    for (name, records) in [("all.bin", records), ("learn.bin", learn), ("test.bin", test)] {
+        std::fs::write(path(name), records).unwrap();
+    }
+    let train = |data: &str, out: &str, more: &[&str]| {
+        let (data, out) = (path(data), path(out));
+        let (model, gates) = (["--model", "cifar_resnet20"], ["--mode", "layer", "--target", "0.6"]);
+        let steps = ["--epochs", "1", "--batch", "8", "--threads", "2", "--freeze-filters"];
+        let arguments = [&["--data", &data, "--out", &out], &model[..], &gates, &steps, more].concat();
+        let (fine, text, error) = laud(&arguments);
+        assert!(fine && (text.contains("validation top-1") || text.contains("are done")), "{text}{error}");
+        Checkpoint::open(&Path::new(&out).join("model.safetensors")).unwrap()
+    };
+    let split = train("all.bin", "split", &["--hold-back", "8"]);
+    let apart = train("learn.bin", "apart", &["--validation", &path("test.bin")]);
+    let start = laud::zoo::load("cifar_resnet20").unwrap();
+    let mut moved = 0;
+    for (name, info) in split.tensors() {
+        let values = split.read_f32(name).unwrap();
+        assert_eq!(values, apart.read_f32(name).unwrap(), "{name}");
+        let Some(before) = start.tensors().get(name) else { continue };
+        let same = values == start.read_f32(name).unwrap();
+        assert!(same || info.shape.len() == 1, "{name} {:?}", before.shape);
+        moved += usize::from(!same);
+    }
+    assert!(moved > 0, "normalisations move");
+
+    // A training that is over is written once more, here in another precision.
+    let half = train("all.bin", "split", &["--hold-back", "8", "--half"]);
+    for (name, info) in half.tensors() {
+        let halved = info.shape.len() > 1 && !laud::train::is_gate(name);
+        assert_eq!(info.dtype == DType::F16, halved, "{name}");
+        let (single, half) = (split.read_f32(name).unwrap(), half.read_f32(name).unwrap());
+        let tolerance = if halved { 1e-3 } else { 0.0 };
+        assert!(single.iter().zip(&half).all(|(a, b)| (a - b).abs() <= tolerance * (a.abs() + 1e-3)));
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
 //! `course` whole trainings, cut off and gone on with ·
-//! `architecture` what may know what.
+//! `zoo` what ships · `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct DataArgs {
-    /// A folder with labels.csv or a folder a class, a CIFAR-10 .bin, or a .jpk file
+    /// A folder with labels.csv or a folder a class, a .csv like that, a CIFAR-10 .bin, or a .jpk file
     #[arg(long, short, value_name = "DIR|FILE")]
     pub(super) data: PathBuf,
     /// Only the first images

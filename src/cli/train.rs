@@ -9,8 +9,8 @@ use laud::CheckpointWeights;
 use laud::autograd::KernelMaps;
 use laud::exec::Weights;
 use laud::train::{
-    BlockLatency, Cost, Course, Event, LatencyModel, Recipe, Setup, Trained, Trainer, initial_weights,
-    steps_per_epoch,
+    BlockLatency, Cost, Course, Event, LatencyModel, Precision, Recipe, Setup, Trained, Trainer,
+    initial_weights, steps_per_epoch,
 };
 use laud::vision::{Batches, Dataset};
 use laud_models::NetSpec;
@@ -23,7 +23,7 @@ use std::time::Instant;
 /// Train a network or its gates
 #[derive(Args)]
 pub(super) struct Train {
-    /// Images to learn from: a folder with labels.csv or a folder a class, a CIFAR-10 .bin, or a .jpk file
+    /// Images to learn from: a folder with labels.csv or a folder a class, a .csv like that, a CIFAR-10 .bin, or a .jpk
     #[arg(long, short, value_name = "DIR|FILE")]
     data: PathBuf,
     /// Folder for network, state and log; a training found there goes on
@@ -32,6 +32,9 @@ pub(super) struct Train {
     /// Images to measure accuracy on behind every epoch
     #[arg(long, value_name = "DIR|FILE")]
     validation: Option<PathBuf>,
+    /// The same on the last images of --data, which are then not learned from
+    #[arg(long, value_name = "N", conflicts_with = "validation", value_parser = clap::value_parser!(u32).range(1..))]
+    hold_back: Option<u32>,
     /// Images that must not be learned from; an image that is in both is an error
     #[arg(long, value_name = "DIR|FILE")]
     held_out: Vec<PathBuf>,
@@ -48,6 +51,9 @@ pub(super) struct Train {
     /// Steps between two saved states
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     save_every: u32,
+    /// Write the network's filters in half precision
+    #[arg(long)]
+    half: bool,
     /// Threads [default: the cores at hand]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -86,8 +92,11 @@ struct Changes {
     #[arg(long)]
     no_labels: bool,
     /// Move the gates only
-    #[arg(long)]
+    #[arg(long, conflicts_with = "freeze_filters")]
     freeze_backbone: bool,
+    /// Move gates, biases and normalisations only
+    #[arg(long)]
+    freeze_filters: bool,
     /// Normalise with the stored statistics
     #[arg(long)]
     stored_statistics: bool,
@@ -127,6 +136,9 @@ impl Changes {
         if self.freeze_backbone {
             recipe.train = Trained::Gates;
         }
+        if self.freeze_filters {
+            recipe.train = Trained::GatesAndBiases;
+        }
         recipe
     }
 }
@@ -147,12 +159,23 @@ impl Train {
     }
 
     fn train(&self, model: &Model, recipe: Recipe, threads: usize, out: &mut dyn Write) -> Result<()> {
-        let data = self.open(&self.data, &model.spec)?;
+        let (data, held_back) = match self.hold_back {
+            Some(count) => {
+                let (data, last) = Dataset::open(&self.data)?.split(count as usize)?;
+                (data, Some(last))
+            }
+            None => (Dataset::open(&self.data)?, None),
+        };
+        let data = fitting(data, &self.data, &model.spec)?;
         for held_out in &self.held_out {
             keep_apart(&data, &self.data, &Dataset::open(held_out)?, held_out)?;
         }
-        let validation = self.validation.as_ref().map(|path| self.open(path, &model.spec)).transpose()?;
-        if let (Some(validation), Some(path)) = (&validation, &self.validation) {
+        let (validation, path) = match (&self.validation, held_back) {
+            (Some(path), _) => (Some(Dataset::open(path)?), path),
+            (None, held_back) => (held_back, &self.data),
+        };
+        let validation = validation.map(|set| fitting(set, path, &model.spec)).transpose()?;
+        if let Some(validation) = &validation {
             keep_apart(&data, &self.data, validation.data(), path)?;
         }
         let steps = recipe.epochs
@@ -192,27 +215,29 @@ impl Train {
         let trainer = Trainer::new(Setup { spec, weights, teacher, cost, recipe, steps, maps })?;
         let every = self.save_every as usize;
         let parts = (trainer, model.config.clone());
-        let mut course = Course::new(&self.out, parts, &data, validation.as_ref(), every, about)?;
+        let precision = if self.half { Precision::Half } else { Precision::Single };
+        let course = Course::new(&self.out, parts, &data, validation.as_ref(), every, about)?;
+        let mut course = course.written_in(precision);
         if course.resume()? {
-            writeln!(out, "going on at step {} of {steps}", course.trainer().progress().0 + 1)?;
+            writeln!(out, "{} of {steps} steps are done", course.trainer().progress().0)?;
         }
         let mut shown = Progress::new(course.trainer().progress());
         course.run(|event| shown.show(event, out))?;
         writeln!(out, "{}", course.model_path().display())?;
         Ok(())
     }
+}
 
-    fn open(&self, path: &Path, spec: &NetSpec) -> Result<Batches> {
-        let data = Dataset::open(path)?;
-        let (most, classes) = (data.max_label(), spec.head.fc.c_out);
-        ensure!(
-            most < classes,
-            "{}: has label {most}, {} tells {classes} classes apart",
-            path.display(),
-            spec.name
-        );
-        Batches::new(data, &spec.input)
-    }
+/// The images as the network reads them.
+fn fitting(data: Dataset, path: &Path, spec: &NetSpec) -> Result<Batches> {
+    let (most, classes) = (data.max_label(), spec.head.fc.c_out);
+    ensure!(
+        most < classes,
+        "{}: has label {most}, {} tells {classes} classes apart",
+        path.display(),
+        spec.name
+    );
+    Batches::new(data, &spec.input)
 }
 
 fn file_name(path: &Path) -> String {

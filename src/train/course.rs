@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
+use half::f16;
 use laud_models::NetConfig;
 use serde::{Deserialize, Serialize};
 
+use super::init::is_gate;
 use super::recipe::Recipe;
 use super::trainer::{StepReport, Trainer, correct};
-use crate::checkpoint::{Checkpoint, TensorData, TensorOut, write_safetensors};
+use crate::checkpoint::{Checkpoint, DType, TensorData, TensorOut, write_safetensors};
 use crate::files::write_atomically;
 use crate::random::Random;
 use crate::vision::{Augment, Batches};
@@ -42,7 +44,18 @@ pub struct Course<'a> {
     every: usize,
     /// Told to whoever reads the files.
     about: BTreeMap<String, String>,
+    precision: Precision,
     log: Vec<u8>,
+}
+
+/// How the network is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// In single precision.
+    #[default]
+    Single,
+    /// The backbone's filters in half precision; gates, biases and normalisations in single precision.
+    Half,
 }
 
 /// What happened.
@@ -99,8 +112,15 @@ impl<'a> Course<'a> {
         about: BTreeMap<String, String>,
     ) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
-        let folder = folder.to_owned();
-        Ok(Self { folder, trainer, config, data, validation, every: every.max(1), about, log: Vec::new() })
+        let (folder, every) = (folder.to_owned(), every.max(1));
+        let precision = Precision::default();
+        Ok(Self { folder, trainer, config, data, validation, every, about, precision, log: Vec::new() })
+    }
+
+    /// The same with its network written in this precision. What is trained, saved and evaluated stays as it is.
+    #[must_use]
+    pub fn written_in(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The network so far.
@@ -174,7 +194,8 @@ impl<'a> Course<'a> {
             .with_context(|| format!("{}: cannot write", path.display()))
     }
 
-    /// All steps that are left. `see` is shown every step and epoch; an error of its own ends the training.
+    /// All steps that are left; where none is, the network is written again. `see` is shown every step and epoch; an error
+    /// of its own ends the training.
     ///
     /// # Errors
     /// An image that cannot be read, a loss that is no number, a file that cannot be written. The last saved state stays.
@@ -182,6 +203,9 @@ impl<'a> Course<'a> {
         let recipe = self.trainer.recipe().clone();
         let per_epoch = steps_per_epoch(self.data.len(), recipe.batch)?;
         let (mut step, steps) = self.trainer.progress();
+        if step == steps {
+            return self.export();
+        }
         let mut order = (usize::MAX, Vec::new());
         while step < steps {
             let epoch = step / per_epoch;
@@ -259,7 +283,7 @@ impl<'a> Course<'a> {
         }
         let mut metadata = self.about.clone();
         metadata.insert("progress".into(), serde_json::to_string(&self.progress())?);
-        write(&self.state_path(), &tensors, &metadata).with_context(|| self.last_good())
+        write(&self.state_path(), &tensors, &metadata, Precision::Single).with_context(|| self.last_good())
     }
 
     /// Writes the network.
@@ -267,15 +291,30 @@ impl<'a> Course<'a> {
         let mut metadata = self.about.clone();
         metadata.insert("config".into(), serde_json::to_string(&self.config)?);
         metadata.insert("training".into(), serde_json::to_string(&self.progress())?);
-        write(&self.model_path(), &self.trainer.weights(), &metadata).with_context(|| self.last_good())
+        let weights = self.trainer.weights();
+        write(&self.model_path(), &weights, &metadata, self.precision).with_context(|| self.last_good())
     }
 }
 
-fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
-    let values = tensors.iter().map(|(name, tensor)| Ok((name, tensor.flatten_all()?.to_vec1::<f32>()?)));
-    let values = values.collect::<Result<BTreeMap<_, _>>>()?;
-    let out = tensors.iter().map(|(name, tensor)| {
-        let out = TensorOut { shape: tensor.dims().to_vec(), data: TensorData::F32(&values[name]) };
+fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+    precision: Precision,
+) -> Result<()> {
+    let bytes = tensors.iter().map(|(name, tensor)| {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let halved = precision == Precision::Half && tensor.rank() > 1 && !is_gate(name);
+        Ok(match halved {
+            true => {
+                (DType::F16, values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>())
+            }
+            false => (DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        })
+    });
+    let bytes = bytes.collect::<Result<Vec<_>>>()?;
+    let out = tensors.iter().zip(&bytes).map(|((name, tensor), (dtype, bytes))| {
+        let out = TensorOut { shape: tensor.dims().to_vec(), data: TensorData::Raw(*dtype, bytes) };
         (name.clone(), out)
     });
     Ok(write_safetensors(path, &out.collect(), metadata)?)

@@ -42,7 +42,7 @@ mod trainer;
 
 pub use block::Residual;
 pub use cost::{BlockLatency, Cost, LatencyModel, RateGradient, Spent};
-pub use course::{Course, EpochReport, Event, steps_per_epoch};
+pub use course::{Course, EpochReport, Event, Precision, steps_per_epoch};
 pub use decisions::{BlockMargins, BlockMasks, Decisions, PerGate, Sampling};
 pub use init::{GateBias, initial_weights, is_gate};
 pub use layers::{Conv, Statistics};

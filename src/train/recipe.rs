@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::cost::RateGradient;
-use super::init::GateBias;
+use super::init::{GateBias, is_gate};
 
 /// Hyper-parameters. Defaults are those of the official LAUDNet scripts, except that what is a bug there is right here; the
 /// `official_*` options bring each bug back.
@@ -66,8 +66,21 @@ pub enum Trained {
     /// All.
     #[default]
     All,
+    /// The gates', and what is a number a channel: biases and normalisations.
+    GatesAndBiases,
     /// The gates' only: a frozen backbone, statistics too.
     Gates,
+}
+
+impl Trained {
+    /// Whether a learned tensor of this name and rank moves.
+    pub fn moves(self, name: &str, rank: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::GatesAndBiases => is_gate(name) || rank == 1,
+            Self::Gates => is_gate(name),
+        }
+    }
 }
 
 impl Default for Recipe {

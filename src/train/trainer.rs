@@ -85,7 +85,7 @@ impl Trainer {
         recipe.check()?;
         ensure!(recipe.labels || teacher.is_some(), "without labels a teacher is needed to learn from");
         let gated = spec.blocks.iter().any(|block| block.gate.is_some());
-        ensure!(recipe.train == Trained::All || gated, "{}: has no gates to train", spec.name);
+        ensure!(recipe.train != Trained::Gates || gated, "{}: has no gates to train", spec.name);
         ensure!(recipe.target.is_none() || gated, "{}: has no gates to reach a target with", spec.name);
         let mut variables = BTreeMap::new();
         for parameter in spec.parameters() {
@@ -97,8 +97,8 @@ impl Trainer {
         }
         // What does not move is no variable, so that nothing is computed for its gradient.
         let tensors = variables.iter().map(|(name, (variable, kind))| {
-            let fixed = recipe.train == Trained::Gates && !is_gate(name) && *kind == ParameterKind::Learned;
             let tensor = variable.as_tensor();
+            let fixed = *kind == ParameterKind::Learned && !recipe.train.moves(name, tensor.rank());
             (name.clone(), if fixed { tensor.detach() } else { tensor.clone() })
         });
         let network = MaskedNetwork::new(&spec, &tensors.collect())?.with_maps(maps.clone());
@@ -198,9 +198,8 @@ impl Trainer {
     pub fn descend(&mut self, losses: &Losses, lr: f64) -> Result<()> {
         let grads = losses.total.backward()?;
         for (name, (variable, kind)) in &self.variables {
-            let gate = is_gate(name);
-            if *kind == ParameterKind::Learned && (gate || self.recipe.train == Trained::All) {
-                let factor = if gate { self.recipe.gate_factor() } else { 1.0 };
+            if *kind == ParameterKind::Learned && self.recipe.train.moves(name, variable.rank()) {
+                let factor = if is_gate(name) { self.recipe.gate_factor() } else { 1.0 };
                 self.sgd.step(name, variable, &grads, lr * factor)?;
             }
         }

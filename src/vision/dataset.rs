@@ -1,10 +1,11 @@
 //! Labelled images for evaluation, decoded one at a time.
 //!
-//! Four forms are read:
+//! Five forms are read:
 //!
 //! | what | labels from |
 //! |---|---|
 //! | a folder with `labels.csv`, columns `file` and `label`, others passed over | the `label` column, a class index |
+//! | a `.csv` file like that, its files in its own folder: a part of a set | the same |
 //! | a folder of class folders | the folders' names: all WordNet ids → ImageNet classes; all numbers → themselves; all CIFAR-10 names → their index; else the rank in byte order |
 //! | `.bin`, CIFAR-10 binary: label byte, then 32×32 planes of red, green, blue | the byte, 0..=9 |
 //! | `.jpk`: `JPK1`, u32le count, then per image label byte, u32le length, image file | the byte, 0..=9 |
@@ -60,7 +61,7 @@ enum Source {
 }
 
 impl Dataset {
-    /// Opens the set at `path`: a folder, a `.bin` or a `.jpk` file.
+    /// Opens the set at `path`: a folder, a `.csv`, a `.bin` or a `.jpk` file.
     ///
     /// # Errors
     /// Nothing there; an unknown form; no images; an index that disagrees with the data. The message names the file and
@@ -79,6 +80,25 @@ impl Dataset {
         let (source, labels) = cifar_index(records).context(name.to_owned())?;
         ensure!(!labels.is_empty(), "{name}: no images");
         Ok(Self { path: name.into(), source, labels })
+    }
+
+    /// The set without its last `count` images, and these.
+    ///
+    /// # Errors
+    /// When one of the two would be empty.
+    pub fn split(mut self, count: usize) -> Result<(Self, Self)> {
+        let (path, all) = (self.path.clone(), self.len());
+        ensure!((1..all).contains(&count), "{}: {count} of {all} images cannot be set apart", path.display());
+        let first = all - count;
+        let source = match &mut self.source {
+            Source::Files(files) => Source::Files(files.split_off(first)),
+            Source::Cifar(bytes) => Source::Cifar(bytes.split_off(first * CIFAR_RECORD)),
+            Source::Packed { bytes, images } => {
+                Source::Packed { bytes: bytes.clone(), images: images.split_off(first) }
+            }
+        };
+        let labels = self.labels.split_off(first);
+        Ok((self, Self { path, source, labels }))
     }
 
     /// Images in the set, at least one.
@@ -126,17 +146,19 @@ fn open(path: &Path) -> Result<(Source, Vec<u32>)> {
     if std::fs::metadata(path)?.is_dir() {
         let csv = path.join("labels.csv");
         let (files, labels) =
-            if csv.exists() { csv_index(path, &csv).context("labels.csv")? } else { class_folders(path)? };
+            if csv.exists() { csv_index(&csv).context("labels.csv")? } else { class_folders(path)? };
         return Ok((Source::Files(files), labels));
     }
     match path.extension().and_then(|e| e.to_str()) {
         Some("bin") => cifar_index(image::read_bounded(path, MAX_INDEX_BYTES)?),
         Some("jpk") => jpk_index(image::read_bounded(path, MAX_INDEX_BYTES)?),
-        _ => bail!("not a folder, a CIFAR-10 .bin or a .jpk file"),
+        Some("csv") => csv_index(path).map(|(files, labels)| (Source::Files(files), labels)),
+        _ => bail!("not a folder, a .csv, a CIFAR-10 .bin or a .jpk file"),
     }
 }
 
-fn csv_index(root: &Path, csv: &Path) -> Result<(Vec<PathBuf>, Vec<u32>)> {
+fn csv_index(csv: &Path) -> Result<(Vec<PathBuf>, Vec<u32>)> {
+    let root = csv.parent().unwrap_or(Path::new(""));
     let text = String::from_utf8(image::read_bounded(csv, MAX_INDEX_BYTES)?).context("not UTF-8")?;
     let mut records = super::csv::parse(&text)?.into_iter();
     let header = records.next().context("empty")?.fields;

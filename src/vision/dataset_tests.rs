@@ -1,4 +1,4 @@
-//! Labelled sets: the four forms, and files that lie.
+//! Labelled sets: the five forms, and files that lie.
 
 use std::fs;
 use std::path::Path;
@@ -60,6 +60,41 @@ fn the_shipped_cifar_images_open() {
     assert_eq!(sample.label, usize::from(record[0]));
     assert_eq!(sample.image.get_pixel(3, 7).0, [0, 1, 2].map(|c| record[1 + c * 1024 + 7 * 32 + 3]));
     assert!(sample.name.ends_with("cifar10_test_32.bin, record 5"));
+}
+
+#[test]
+fn a_list_names_a_part_of_a_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let photo = |file: &str| fs::write(folder.path().join(file), jpeg()).unwrap();
+    ["a.jpg", "b.jpg"].into_iter().for_each(photo);
+    let list = folder.path().join("test.csv");
+    fs::write(&list, "label,author,file\n7,somebody,b.jpg\n").unwrap();
+    let set = Dataset::open(&list).unwrap();
+    assert_eq!((set.len(), set.label(0)), (1, Some(7)));
+    assert!(set.get(0).unwrap().name.ends_with("b.jpg"));
+    assert!(refusal("empty.csv", b"file,label\n").contains("no images"));
+}
+
+#[test]
+fn the_last_images_are_set_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.jpk");
+    fs::write(&path, jpk(&[(3, &jpeg()), (9, b"no image"), (0, &jpeg())])).unwrap();
+    for set in [path, zoo("cifar10_images/cifar10_test_32.bin"), zoo("photos")] {
+        let whole = Dataset::open(&set).unwrap();
+        let (first, last) = Dataset::open(&set).unwrap().split(2).unwrap();
+        assert_eq!((first.len(), last.len()), (whole.len() - 2, 2));
+        for i in 0..whole.len() {
+            let (part, at) = if i < first.len() { (&first, i) } else { (&last, i - first.len()) };
+            assert_eq!(part.label(at), whole.label(i));
+            let pixels = |set: &Dataset, i| set.get(i).ok().map(|sample| sample.image);
+            assert_eq!(pixels(part, at), pixels(&whole, i), "image {i}");
+        }
+        for count in [0, whole.len()] {
+            let error = Dataset::open(&set).unwrap().split(count).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("cannot be set apart"), "{error}");
+        }
+    }
 }
 
 #[test]
