@@ -65,7 +65,9 @@ pub fn budget(spec: &NetSpec, name: String, spending: Spending<'_>) -> Result<Bu
     let unit = |(i, block): (usize, &laud_models::BlockSpec)| {
         let patches = block.gate.spatial.as_ref().map(|gate| gate.grid.h * gate.grid.w);
         let units = patches.or(block.gate.channel.as_ref().map(|gate| gate.groups)).unwrap_or(1) as f64;
-        ((level.blocks[i] - nothing.blocks[i]) / (density * units)).max(least)
+        // A gate with one unit keeps all or nothing of an image.
+        let (costs, density) = if units == 1.0 { (&everything, 1.0) } else { (&level, density) };
+        ((costs.blocks[i] - nothing.blocks[i]) / (density * units)).max(least)
     };
     let units: Vec<f64> = spec.blocks.iter().enumerate().map(unit).collect();
     Budget::new(name, spec, &units, nothing.total(), limit)
