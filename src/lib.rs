@@ -7,7 +7,7 @@
 //!
 //! # In order of use
 //!
-//! 1. [`checkpoint`] opens weights, safetensors or PyTorch, without trusting them; [`zoo`] has two trained networks.
+//! 1. [`checkpoint`] opens weights, safetensors or PyTorch, without trusting them; [`zoo`] has trained networks.
 //! 2. A [`NetSpec`](models::NetSpec) says what the network is. It is built from a
 //!    [`NetConfig`](models::NetConfig), which a user writes or [`infer`](models::infer()) reads off the tensors' shapes; what
 //!    shapes cannot tell, a checkpoint's metadata or the user states.

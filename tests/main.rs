@@ -39,3 +39,4 @@ mod plan;
 mod policies;
 mod session;
 mod training_step;
+mod zoo;

@@ -17,9 +17,17 @@ pub struct ZooFile {
 }
 
 /// Trained networks, safetensors with their configuration in the metadata.
-pub static NETWORKS: [ZooFile; 2] = [
+pub static NETWORKS: [ZooFile; 4] = [
     ZooFile { name: "mobilenet_v2", bytes: file!("mobilenet_v2/mobilenet_v2.safetensors") },
     ZooFile { name: "cifar_resnet20", bytes: file!("cifar_resnet20/cifar_resnet20.safetensors") },
+    ZooFile {
+        name: "cifar_resnet56_jpeg",
+        bytes: file!("cifar_resnet56_jpeg/cifar_resnet56_jpeg.safetensors"),
+    },
+    ZooFile {
+        name: "cifar_resnet56_jpeg_layer",
+        bytes: file!("cifar_resnet56_jpeg/cifar_resnet56_jpeg_layer.safetensors"),
+    },
 ];
 
 /// Photographs of ImageNet classes, JPEG.

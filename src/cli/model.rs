@@ -24,7 +24,7 @@ pub(super) const DEFAULT: &str = "mobilenet_v2";
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
-    /// Weights file, trained network (mobilenet_v2, cifar_resnet20), or architecture with random weights
+    /// Weights file, trained network (mobilenet_v2, cifar_resnet56_jpeg_layer, ...), or architecture with random weights
     /// (resnet50, ...) [default: mobilenet_v2]
     #[arg(long, short, value_name = "NAME|FILE")]
     pub(super) model: Option<String>,
