@@ -56,7 +56,8 @@ impl Simd for Avx2 {
                 DType::F32 => _mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned())),
                 DType::Bf16 => {
                     let pair = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
-                    _mm256_castsi256_ps(_mm256_blend_epi16::<0xaa>(_mm256_slli_epi32::<16>(pair), pair))
+                    let odd = _mm256_and_si256(pair, _mm256_set1_epi32(!0xffff));
+                    _mm256_castsi256_ps(_mm256_blend_epi32::<0xaa>(_mm256_slli_epi32::<16>(pair), odd))
                 }
             }
         }
