@@ -31,12 +31,12 @@ impl Chooser {
         }
         let mut random = super::sweep::Random::new(seed);
         by_op.values_mut().for_each(|list| random.shuffle(list));
-        // Rarer kernels come evenly between the others.
+        // Rarer kernels come evenly between the others, one of each at first.
         let mut order: Vec<(f64, Workload)> = by_op
             .into_values()
             .flat_map(|list| {
                 let len = list.len() as f64;
-                list.into_iter().enumerate().map(move |(i, workload)| ((i as f64 + 0.5) / len, workload))
+                list.into_iter().enumerate().map(move |(i, workload)| (i as f64 / len, workload))
             })
             .collect();
         order.sort_by(|a, b| b.0.total_cmp(&a.0));
