@@ -42,8 +42,7 @@ pub(crate) fn list_rows(
         } else {
             rows[i].list(map, Some((&starts.memory, starts_here)))?;
         }
-        let (listed, used) = rows[i].params();
-        queue.hold(used);
+        let listed = queue.rows(&rows[i]);
         *level = CompactLevel {
             index: if shared { 0 } else { listed.index },
             start: starts_here,
@@ -59,8 +58,7 @@ pub(crate) fn list_rows(
     }
     if let Some(others) = others {
         others.list((batch, branch.convs[convs - 1].output.pixels()), None)?;
-        let (listed, used) = others.params();
-        queue.hold(used);
+        let listed = queue.rows(others);
         (level[0].other_index, level[0].other_start) = (listed.index, listed.start);
     }
     let params = CompactRowsParams {

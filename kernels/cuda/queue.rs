@@ -2,7 +2,8 @@
 
 use super::driver::{DeviceMemory, Driver, Failure, HostMemory, Stream};
 use super::launch::Launch;
-use super::params::Address;
+use super::memory::{Channels, Rows};
+use super::params::{self, Address};
 use super::shape::Shape;
 use crate::{Error, Result};
 use std::fmt::Display;
@@ -111,8 +112,21 @@ impl CudaQueue<'_> {
         self.scratch.shape
     }
 
-    /// Keeps memory, the same way.
-    pub(crate) fn hold<'a>(&mut self, memory: impl IntoIterator<Item = Option<&'a Arc<DeviceMemory>>>) {
+    /// A list of rows as kernels take it; its memory is kept, the same way.
+    pub(crate) fn rows(&mut self, rows: &Rows) -> params::Rows {
+        let (list, used) = rows.params();
+        self.hold(used);
+        list
+    }
+
+    /// The same of channels.
+    pub(crate) fn channels(&mut self, channels: &Channels) -> params::Channels {
+        let (list, used) = channels.params();
+        self.hold(used);
+        list
+    }
+
+    fn hold<'a>(&mut self, memory: impl IntoIterator<Item = Option<&'a Arc<DeviceMemory>>>) {
         self.scratch.pending.extend(memory.into_iter().flatten().map(|memory| memory.clone() as Used));
     }
 
@@ -135,8 +149,8 @@ impl CudaQueue<'_> {
     /// Launches a kernel; `operation` says in errors what it is part of.
     ///
     /// # Safety
-    /// `params` are what the kernel takes, and all memory they name is valid for it and was passed to [`at`](Self::at) or
-    /// [`hold`](Self::hold).
+    /// `params` are what the kernel takes, and all memory they name is valid for it and was passed to [`at`](Self::at),
+    /// [`rows`](Self::rows) or [`channels`](Self::channels).
     #[track_caller]
     pub(crate) unsafe fn launch<P: bytemuck::Pod>(
         &mut self,

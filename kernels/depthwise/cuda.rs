@@ -18,10 +18,8 @@ pub(crate) fn run(
     check::channels(op, channels, g.c_in, batch, &shape)?;
     require(op, "input", input.len, &[batch, g.input.pixels(), g.c_in], &shape)?;
     require(op, "output", output.len, &[batch, g.output.pixels(), g.c_out], &shape)?;
-    let (row_list, used) = rows.params();
-    queue.hold(used);
-    let (channel_list, used) = channels.params();
-    queue.hold(used);
+    let row_list = queue.rows(rows);
+    let channel_list = queue.channels(channels);
     let params = DepthwiseParams {
         rows: row_list,
         channels: channel_list,

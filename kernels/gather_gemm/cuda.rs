@@ -113,12 +113,9 @@ pub(crate) fn run(
     }
     require(op, "input", input.len, &[batch, g.input.pixels(), filter.pixel], &shape)?;
     require(op, "output", output.len, &[batch, g.output.pixels(), g.c_out], &shape)?;
-    let (row_list, used) = rows.params();
-    queue.hold(used);
-    let (inputs, used) = c_in.params();
-    queue.hold(used);
-    let (outputs, used) = c_out.params();
-    queue.hold(used);
+    let row_list = queue.rows(rows);
+    let inputs = queue.channels(c_in);
+    let outputs = queue.channels(c_out);
     let params = GatherGemmParams {
         rows: row_list,
         c_in: inputs,

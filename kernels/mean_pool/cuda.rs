@@ -47,10 +47,8 @@ pub(crate) unsafe fn run_unchecked(
     mean: Mean,
     (by_channel, output): (bool, Address),
 ) -> Result<()> {
-    let (row_list, used) = rows.params();
-    queue.hold(used);
-    let (channel_list, used) = channels.params();
-    queue.hold(used);
+    let row_list = queue.rows(rows);
+    let channel_list = queue.channels(channels);
     let params = MeanPoolParams {
         rows: row_list,
         channels: channel_list,

@@ -44,10 +44,8 @@ pub(crate) fn run(
         gate::cuda::linear_unchecked(queue, &weights.squeeze, batch, means, hidden)?;
         gate::cuda::linear_unchecked(queue, &weights.excite, batch, hidden, factor)?;
     }
-    let (row_list, used) = rows.params();
-    queue.hold(used);
-    let (channel_list, used) = channels.params();
-    queue.hold(used);
+    let row_list = queue.rows(rows);
+    let channel_list = queue.channels(channels);
     let params = ScaleParams {
         rows: row_list,
         channels: channel_list,
