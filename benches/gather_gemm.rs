@@ -1,5 +1,5 @@
-//! How close does gather_gemm come to the machine's peak at the shapes of ResNet-50, and does it stay there when
-//! only half of the rows or channels are active?
+//! How close does gather_gemm come to the machine's peak at the shapes of ResNet-50 and RegNet-Y-800MF, and does it stay
+//! there when only half of the rows or channels are active, or when all are of a filter that is laid out for some?
 //!
 //! `cargo bench --bench gather_gemm [-- THREADS]`
 
@@ -13,27 +13,45 @@ fn main() {
     let isa = Isa::detect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
     println!("{} threads, {}", threads, isa.name());
-    println!("{:>28} {:>10} {:>10} {:>10}  GFLOP/s (useful)", "shape", "dense", "½ rows", "½ channels");
-    for (side, c_in, c_out, kernel, stride) in [
-        (56, 64, 64, 1, 1),
-        (56, 64, 64, 3, 1),
-        (56, 64, 256, 1, 1),
-        (56, 256, 64, 1, 1),
-        (56, 256, 128, 1, 1),
-        (56, 128, 128, 3, 2),
-        (28, 128, 128, 3, 1),
-        (28, 128, 512, 1, 1),
-        (28, 512, 128, 1, 1),
-        (14, 256, 256, 3, 1),
-        (14, 256, 1024, 1, 1),
-        (14, 1024, 256, 1, 1),
-        (7, 512, 512, 3, 1),
-        (7, 512, 2048, 1, 1),
-        (7, 2048, 512, 1, 1),
-        (14, 1024, 2048, 1, 2),
+    println!(
+        "{:>32} {:>10} {:>10} {:>10} {:>10}  GFLOP/s (useful)",
+        "shape", "dense", "½ rows", "½ channels", "in units"
+    );
+    for (side, c_in, c_out, kernel, stride, width) in [
+        (56, 64, 64, 1, 1, 64),
+        (56, 64, 64, 3, 1, 64),
+        (56, 64, 256, 1, 1, 64),
+        (56, 256, 64, 1, 1, 256),
+        (56, 256, 128, 1, 1, 256),
+        (56, 128, 128, 3, 2, 128),
+        (28, 128, 128, 3, 1, 128),
+        (28, 128, 512, 1, 1, 128),
+        (28, 512, 128, 1, 1, 512),
+        (14, 256, 256, 3, 1, 256),
+        (14, 256, 1024, 1, 1, 256),
+        (14, 1024, 256, 1, 1, 1024),
+        (7, 512, 512, 3, 1, 512),
+        (7, 512, 2048, 1, 1, 512),
+        (7, 2048, 512, 1, 1, 2048),
+        (14, 1024, 2048, 1, 2, 1024),
+        (224, 3, 32, 3, 2, 3),
+        (112, 32, 64, 1, 1, 32),
+        (112, 32, 64, 1, 2, 32),
+        (112, 64, 64, 3, 2, 16),
+        (56, 64, 144, 1, 1, 64),
+        (56, 144, 144, 3, 2, 16),
+        (28, 144, 144, 1, 1, 144),
+        (28, 144, 144, 3, 1, 16),
+        (28, 144, 320, 1, 1, 144),
+        (14, 320, 320, 1, 1, 320),
+        (14, 320, 320, 3, 1, 16),
+        (7, 784, 784, 1, 1, 784),
+        (7, 784, 784, 3, 1, 16),
     ] {
         let input = Extent { h: side, w: side };
-        let geometry = ConvGeometry::padded(input, (c_in, c_out), kernel, stride, kernel / 2);
+        let groups = c_in / width;
+        let geometry =
+            ConvGeometry { groups, ..ConvGeometry::padded(input, (c_in, c_out), kernel, stride, kernel / 2) };
         let output = geometry.output;
         let weight = vec![0.01; geometry.weights()];
         let bias = vec![0.1; c_out];
@@ -51,7 +69,7 @@ fn main() {
             let filter = |_| Filter::<f32>::pack(isa, &spec(group)).expect("a valid filter");
             (0..copies).map(filter).collect::<Vec<_>>()
         };
-        let filters = [pack(None), pack(None), pack(Some(8))];
+        let filters = [pack(None), pack(None), pack(Some(8)), pack(Some(8))];
         let x = vec![0.5f32; input.pixels() * c_in];
         let (all_rows, all_in, all_out) =
             (Rows::all(1, output.pixels()), Channels::all(c_in), Channels::all(c_out));
@@ -75,9 +93,10 @@ fn main() {
             ActiveSet { rows: &all_rows, c_in: &all_in, c_out: &all_out },
             ActiveSet { rows: &half_rows, c_in: &all_in, c_out: &all_out },
             ActiveSet { rows: &all_rows, c_in: &half_in, c_out: &half_out },
+            ActiveSet { rows: &all_rows, c_in: &all_in, c_out: &all_out },
         ];
         let flops = sets.map(|set| {
-            2.0 * (set.rows.len() * set.c_in.count(0) * set.c_out.count(0) * kernel * kernel) as f64
+            2.0 * (set.rows.len() * set.c_in.count(0) * set.c_out.count(0) * kernel * kernel / groups) as f64
         });
         let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
         for (set, filters) in sets.into_iter().zip(&filters) {
@@ -107,8 +126,10 @@ fn main() {
         }
         let times = common::interleave(&mut candidates, 9, 4e6);
         let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
-        let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}");
+        let grouped = if groups > 1 { format!(", {groups} groups") } else { String::new() };
+        let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}{grouped}");
         let noise = common::noise(&times);
-        println!("{shape:>28} {:10.0} {:10.0} {:10.0}  ± {noise:.1} %", rate(0), rate(1), rate(2));
+        let [dense, rows, channels, grouped] = [0, 1, 2, 3].map(rate);
+        println!("{shape:>32} {dense:10.0} {rows:10.0} {channels:10.0} {grouped:10.0}  ± {noise:.1} %");
     }
 }
