@@ -1,6 +1,7 @@
 use super::{Linear, PatchGate, cell};
 use crate::simd::{Simd, dispatch};
 use crate::{Element, Error, Extent, Isa, Result, Team};
+use std::ops::Range;
 
 /// Margins of every cell: `[batch, grid.h, grid.w]`. `input` holds `batch` maps of size `map`, all pixels.
 ///
@@ -27,22 +28,76 @@ pub fn patch<E: Element>(
     size("input", input.len(), batch * map.pixels() * c)?;
     size("margins", margins.len(), batch * cells)?;
     size("map", map.h.min(map.w), gate.grid.h.min(gate.grid.w).max(1))?;
-    // Lines of cells are independent; a single cell (layer skipping) is cut along its pixels instead.
+    // Lines of cells are independent; where there are few, each is cut into parts. How depends on the gate and the map
+    // alone, so that neither threads nor batch leave a trace in the sums.
+    let parts = parts(gate.grid, map, c);
+    let width = gate.grid.w;
     let lines = batch * gate.grid.h;
-    let margins = crate::Disjoint::new(margins);
-    let line = |line: usize, _worker: usize| {
-        let (n, gy) = (line / gate.grid.h, line % gate.grid.h);
-        // SAFETY: each line of cells is one chunk's.
-        let margins = unsafe { margins.slice(line * gate.grid.w..(line + 1) * gate.grid.w) };
-        let sample = &input[n * map.pixels() * c..(n + 1) * map.pixels() * c];
-        cells_of_line(isa, gate, sample, map, gy, margins);
+    let sample = |line: usize| &input[line / gate.grid.h * map.pixels() * c..][..map.pixels() * c];
+    let part_of = |line: usize, part: usize| {
+        let ys = cell(line % gate.grid.h, gate.grid.h, map.h);
+        ys.start + ys.len() * part / parts..ys.start + ys.len() * (part + 1) / parts
     };
-    team.for_each(lines, line);
+    let mut sums = [0.0; MOST_SUMS];
+    let apart = parts > 1 && team.threads() > 1 && lines * parts * width <= MOST_SUMS;
+    if apart {
+        let sums = crate::Disjoint::new(&mut sums);
+        team.for_each(lines * parts, |chunk, _| {
+            // SAFETY: each part of a line is one chunk's.
+            let sums = unsafe { sums.slice(chunk * width..(chunk + 1) * width) };
+            let (line, part) = (chunk / parts, chunk % parts);
+            cells_of_line(isa, gate, sample(line), map, part_of(line, part), sums);
+        });
+    }
+    let margins = crate::Disjoint::new(margins);
+    let finish = |line: usize, _worker: usize| {
+        // SAFETY: each line of cells is one chunk's.
+        let margins = unsafe { margins.slice(line * width..(line + 1) * width) };
+        margins.fill(0.0);
+        for part in 0..parts {
+            let mut own = [0.0; MOST_SUMS];
+            let sums = match apart {
+                true => &sums[(line * parts + part) * width..][..width],
+                false if parts == 1 => {
+                    cells_of_line(isa, gate, sample(line), map, part_of(line, 0), margins);
+                    break;
+                }
+                false => {
+                    cells_of_line(isa, gate, sample(line), map, part_of(line, part), &mut own[..width]);
+                    &own[..width]
+                }
+            };
+            margins.iter_mut().zip(sums).for_each(|(margin, sum)| *margin += sum);
+        }
+        let ys = cell(line % gate.grid.h, gate.grid.h, map.h);
+        for (gx, margin) in margins.iter_mut().enumerate() {
+            let pixels = ys.len() * cell(gx, width, map.w).len();
+            *margin = *margin / pixels as f32 + gate.bias;
+        }
+    };
+    match apart {
+        true => (0..lines).for_each(|line| finish(line, 0)),
+        false => team.for_each(lines, finish),
+    }
     Ok(())
 }
 
+/// Parts of all lines of cells of a sample, at least, and values that are worth a part of their own.
+const PARTS: usize = 4;
+const PART_VALUES: usize = 16384;
+/// Most partial sums that are kept.
+const MOST_SUMS: usize = 256;
+
+/// Into how many parts each line of cells is cut.
+fn parts(grid: Extent, map: Extent, c: usize) -> usize {
+    let values = map.pixels() * c / grid.h.max(1);
+    let most = if grid.w <= MOST_SUMS { values / PART_VALUES } else { 1 };
+    PARTS.div_ceil(grid.h.max(1)).min(most).max(1)
+}
+
 dispatch! {
-    fn cells_of_line<E>(gate: &PatchGate, sample: &[E], map: Extent, gy: usize, margins: &mut [f32]) = cells_of_line_set
+    /// Adds up `Σ weight · pixel` over the lines of pixels `ys`, cell by cell.
+    fn cells_of_line<E>(gate: &PatchGate, sample: &[E], map: Extent, ys: Range<usize>, sums: &mut [f32]) = cells_of_line_set
 }
 
 #[inline(always)]
@@ -50,23 +105,48 @@ fn cells_of_line_set<S: Simd, E: Element>(
     gate: &PatchGate,
     sample: &[E],
     map: Extent,
-    gy: usize,
-    margins: &mut [f32],
+    ys: Range<usize>,
+    sums: &mut [f32],
 ) {
     let c = gate.weight.len();
-    let ys = cell(gy, gate.grid.h, map.h);
-    for (gx, margin) in margins.iter_mut().enumerate() {
+    for (gx, sum) in sums.iter_mut().enumerate() {
         let xs = cell(gx, gate.grid.w, map.w);
-        let pixels = (ys.len() * xs.len()) as f32;
-        let mut sum = 0.0;
         for y in ys.clone() {
             // A line of a cell's pixels is contiguous, the weights repeat.
-            for pixel in sample[(y * map.w + xs.start) * c..(y * map.w + xs.end) * c].chunks_exact(c) {
-                sum += dot::<S, E>(pixel, &gate.weight);
+            *sum += dots::<S, E>(&sample[(y * map.w + xs.start) * c..(y * map.w + xs.end) * c], &gate.weight);
+        }
+    }
+}
+
+/// `Σ a·b` over all runs of `b.len()` values in `a`.
+#[inline(always)]
+fn dots<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
+    let c = b.len();
+    let quads = a.chunks_exact(4 * c);
+    let mut total = quads.remainder().chunks_exact(c).map(|a| dot::<S, E>(a, b)).sum();
+    // SAFETY: reads stay below `4 · c` of a quad and `c` of `b`; `dispatch` vouches for the instruction set.
+    unsafe {
+        let mut sums = [S::splat(0.0); 4];
+        for quad in quads {
+            let (a, b) = (quad.as_ptr(), b.as_ptr());
+            let mut at = 0;
+            while at + S::LANES <= c {
+                let weight = S::load_f32(b.add(at));
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::fma(S::load(a.add(j * c + at)), weight, *sum);
+                }
+                at += S::LANES;
+            }
+            if at < c {
+                let weight = S::load_first(b.add(at), c - at);
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::fma(S::load_first(a.add(j * c + at), c - at), weight, *sum);
+                }
             }
         }
-        *margin = sum / pixels + gate.bias;
+        total += S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
     }
+    total
 }
 
 /// `Σ a·b`, in four interleaved partial sums.

@@ -11,6 +11,8 @@ fn patch_margins_equal_the_reference() {
         (56, 56, 24, 14, 14, 1),
         (7, 5, 3, 3, 2, 2),
         (14, 14, 130, 1, 1, 2),
+        (28, 28, 90, 1, 1, 3),
+        (29, 28, 90, 2, 3, 70),
         (1, 1, 9, 1, 1, 1),
     ] {
         let (map, grid) = (Extent { h, w }, Extent { h: grid_h, w: grid_w });
@@ -54,6 +56,30 @@ fn linear_layers_equal_the_reference() {
         );
     }
     assert!(Linear::new(vec![0.0; 7], vec![0.0; 2], false).is_err());
+}
+
+#[test]
+fn neither_threads_nor_batch_leave_a_trace_in_margins() {
+    let mut random = Random(8);
+    let (map, batch, c) = (Extent { h: 30, w: 28 }, 70, 90);
+    let input = random.values(batch * map.pixels() * c);
+    for grid in [Extent { h: 1, w: 1 }, Extent { h: 2, w: 3 }] {
+        let gate = PatchGate { weight: random.values(c), bias: random.value(), grid };
+        let margins = |threads: usize, input: &[f32]| {
+            let batch = input.len() / (map.pixels() * c);
+            let mut margins = vec![0.0; batch * grid.pixels()];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let run = |team: &mut Team| patch(Isa::detect(), team, &gate, input, batch, map, &mut margins);
+            Team::scope(Some(&pool), run).unwrap();
+            margins
+        };
+        let all = margins(1, &input);
+        assert_eq!(margins(3, &input), all);
+        for batch in [1, 2, 7] {
+            let part = margins(2, &input[..batch * map.pixels() * c]);
+            assert_eq!(part, all[..batch * grid.pixels()], "batch {batch}");
+        }
+    }
 }
 
 type Run = dyn Fn(Decide<'_, [f32], [bool]>);
