@@ -46,7 +46,7 @@ pub trait Backend: Send + Sync + 'static {
     fn describe(&self) -> String;
     /// Bytes of an element of activations.
     fn element_bytes(&self) -> usize;
-    /// Bytes that the largest feature map of an inference should have at most: larger batches run in parts.
+    /// Bytes that the feature maps of the samples that run together should have at most: larger batches run in parts.
     fn map_bytes(&self) -> usize;
 
     /// A zeroed buffer of `len` elements; `what` names it in errors.
@@ -115,6 +115,14 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<()>;
     /// In a program: this vector will be read behind it.
     fn fetch<T: Value>(queue: &mut Self::Queue<'_>, vector: &mut Self::Vector<T>) -> Result<()>;
+    /// Copies the first `len` elements of `from` to where element `at` of `to` lies.
+    fn copy(
+        queue: &mut Self::Queue<'_>,
+        from: &Self::Buffer,
+        len: usize,
+        to: &mut Self::Buffer,
+        at: usize,
+    ) -> Result<()>;
     /// Waits for everything played, then shows a vector that was fetched.
     fn read<'v, T: Value>(queue: &mut Self::Queue<'_>, vector: &'v Self::Vector<T>) -> Result<&'v [T]>;
     /// In a program without a key: notes the time, when everything before it has run.

@@ -55,9 +55,9 @@ pub struct CpuScratch<E> {
     stamps: Vec<Instant>,
 }
 
-/// Bytes of the largest feature map of the samples that run together. More samples amortise the weights better, until
-/// their maps no longer stay in the caches between two convolutions.
-const MAP_BYTES: usize = 2 << 20;
+/// Bytes of the feature maps of the samples that run together. More samples amortise the weights better, until their maps
+/// no longer stay in the caches between two convolutions.
+const MAP_BYTES: usize = 2_000_000;
 
 impl<E: Element> Backend for Cpu<E> {
     type Buffer = Buffer<E>;
@@ -184,6 +184,17 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn fetch<T: Value>(_queue: &mut CpuQueue<'_, E>, _vector: &mut Vec<T>) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy(
+        queue: &mut CpuQueue<'_, E>,
+        from: &Buffer<E>,
+        len: usize,
+        to: &mut Buffer<E>,
+        at: usize,
+    ) -> Result<()> {
+        layout::copy(queue.team, &from.as_slice()[..len], &mut to.as_mut_slice()[at..at + len]);
         Ok(())
     }
 

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use laud::exec::Request;
 use laud::gate::{Always, Given, Learned, Pattern, Policy};
+use laud::kernels::cuda::{Cuda, Precision};
+use laud::kernels::layout::FromNchw;
+use laud::kernels::{Backend, Cpu, Extent, Isa};
 use laud::train::{random_images, random_weights};
 use laud::{Element, Output, RandomWeights, Session};
 use laud_emulation::{EmulatedDevice, Emulator};
@@ -223,6 +226,41 @@ fn a_launch_that_fails_says_where() {
     let mut output = Output::default();
     session.infer_into(request, &mut output).unwrap();
     assert!(output.trace.total_ns() > 0);
+}
+
+/// The first of two images, brought in and copied to the second place, and to the first by way of another buffer.
+fn copied<B: Backend>(backend: &B) -> Vec<f32> {
+    let (c, map) = (8, Extent { h: 3, w: 5 });
+    let image = c * map.pixels();
+    let images: Vec<f32> = (0..2 * image).map(|i| i as f32).collect();
+    let [mut both, mut one, mut joined] =
+        [2, 1, 2].map(|batch| backend.buffer(batch * image, "images").unwrap());
+    let mut out = backend.vector(2 * image, "images").unwrap();
+    let mut scratch = backend.scratch().unwrap();
+    backend.run(&mut scratch, |queue| {
+        B::play(queue, None, &images, |queue, input| {
+            let border = Extent { h: 0, w: 0 };
+            let output = &mut both;
+            let call = FromNchw { batch: 2, c, image: map, border, bordered: map, input, output };
+            B::from_nchw(queue, call)?;
+            B::copy(queue, &both, image, &mut joined, image)?;
+            B::copy(queue, &both, image, &mut one, 0)?;
+            B::copy(queue, &one, image, &mut joined, 0)?;
+            B::to_nchw(queue, 2, map, c, &joined, &mut out)?;
+            B::fetch(queue, &mut out)
+        })
+        .unwrap();
+        B::read(queue, &out).unwrap().to_vec()
+    })
+}
+
+#[test]
+fn buffers_are_copied_as_on_the_cpu() {
+    let expected = copied(&Cpu::<f32>::new(Isa::detect(), None));
+    assert_eq!(expected[..120], expected[120..]);
+    for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+        assert_eq!(copied(&Cuda::new(Arc::new(device()), precision)), expected, "{precision}");
+    }
 }
 
 #[test]

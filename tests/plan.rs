@@ -5,11 +5,11 @@ use laud::exec::Request;
 use laud::gate::{Given, Pattern};
 use laud::kernels::Isa;
 use laud::plan::{
-    Activity, BlockDensity, ExecutionPlan, Lowered, Route, Setting, lower, samples_at_once, search,
+    Activity, BlockDensity, CPU_MAP_BYTES, ExecutionPlan, Lowered, Portions, Route, Setting, lower, search,
 };
 use laud::predictor::learned::FitOptions;
 use laud::predictor::profile::{Header, Profile};
-use laud::predictor::workload::{DType, Op, Sample, Workload};
+use laud::predictor::workload::{Op, Sample, Workload};
 use laud::train::random_weights;
 use laud::{Output, Session};
 use laud_models::NetSpec;
@@ -94,9 +94,26 @@ fn calls_have_the_multiply_accumulates_that_the_trace_counts() {
 #[test]
 fn samples_run_together_as_far_as_their_maps_fit() {
     let spec = net(SPATIAL);
-    assert_eq!(samples_at_once(&spec, DType::F32, 16 * 24 * 8 * 4 * 5), 5);
-    assert_eq!(samples_at_once(&spec, DType::Bf16, 16 * 24 * 8 * 4 * 5), 10);
-    assert_eq!(samples_at_once(&spec, DType::F32, 1), 1);
+    let largest = 16 * 24 * 8;
+    let all = |samples| Portions { cut: spec.blocks.len(), front: samples, back: samples };
+    assert_eq!(Portions::of(&spec, 4, largest * 4 * 5, 64), all(5));
+    assert_eq!(Portions::of(&spec, 2, largest * 4 * 5, 64), all(10));
+    assert_eq!(Portions::of(&spec, 4, largest * 4 * 5, 3), all(3));
+    assert_eq!(Portions::of(&spec, 4, 1, 64), all(1));
+    let resnet = net(r#"{"arch": "resnet50"}"#);
+    let portions = |batch| Portions::of(&resnet, 4, CPU_MAP_BYTES, batch);
+    assert_eq!(portions(1), Portions { cut: 16, front: 1, back: 1 });
+    assert_eq!(portions(8), Portions { cut: 13, front: 1, back: 4 });
+    for batch in [1, 2, 3, 5, 6, 8, 9] {
+        let portions = portions(batch);
+        let groups: Vec<_> = portions.groups(batch).collect();
+        assert_eq!(groups.iter().cloned().flatten().collect::<Vec<_>>(), (0..batch).collect::<Vec<_>>());
+        let sizes: Vec<_> = groups.iter().map(ExactSizeIterator::len).collect();
+        assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1, "{batch}: {sizes:?}");
+        let parts: Vec<usize> =
+            groups.into_iter().flat_map(|group| portions.parts(group)).flatten().collect();
+        assert_eq!(parts, (0..batch).collect::<Vec<_>>());
+    }
 }
 
 /// A device on which a call takes as long as its multiply-accumulates, its rows and `gather` for every run.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use laud::exec::Request;
 use laud::gate::{Decisions, Policy, Rule, Units};
+use laud::plan::{CPU_MAP_BYTES, Portions};
 use laud::train::{random_images, random_weights};
 use laud::{Element, Output, Session};
 use laud_models::NetSpec;
@@ -96,6 +97,46 @@ fn a_sample_does_not_depend_on_its_batch() {
                 assert!(alone.values == all.values[sample * len..(sample + 1) * len], "{element:?} {sample}");
             }
         }
+    }
+}
+
+/// Large maps in front, which samples go through one by one, and small ones behind, where some go on together.
+#[test]
+fn a_sample_does_not_depend_on_those_it_goes_on_with() {
+    let spec = net(
+        r#"{"arch": "cifar_resnet", "depths": [1, 2, 2], "widths": [64, 64, 64], "stem_width": 64, "input_size": [96, 100],
+            "dyn_mode": ["both", "spatial", "layer"], "spatial_granularity": 2, "channel_granularity": 8}"#,
+    );
+    let portions = |batch| Portions::of(&spec, 4, CPU_MAP_BYTES, batch);
+    assert_eq!(portions(5), Portions { cut: 2, front: 1, back: 3 });
+    let images = values(&random_images(&spec, 5, 5).unwrap());
+    let size = images.len() / 5;
+    for threads in [1, 2] {
+        let session = session(&spec, &random_weights(&spec, 3).unwrap(), |builder| builder.threads(threads));
+        let all = fresh(&session, &images, 5);
+        let mut macs = vec![0; spec.blocks.len()];
+        for sample in 0..5 {
+            let alone = fresh(&session, &images[sample * size..(sample + 1) * size], 1);
+            let part = |len: usize| sample * len..(sample + 1) * len;
+            assert_eq!(alone.logits, all.logits[part(alone.logits.len())], "sample {sample}");
+            for (alone, all) in alone.features.iter().zip(&all.features) {
+                assert!(alone.values == all.values[part(alone.values.len())], "sample {sample}");
+            }
+            for (alone, all) in alone.masks.iter().zip(&all.masks) {
+                assert_eq!(alone.patches, all.patches[part(alone.patches.len())]);
+                assert_eq!(alone.channel_groups, all.channel_groups[part(alone.channel_groups.len())]);
+            }
+            macs.iter_mut().zip(&alone.trace.blocks).for_each(|(sum, block)| *sum += block.macs);
+        }
+        assert_eq!(all.trace.blocks.iter().map(|block| block.macs).collect::<Vec<_>>(), macs);
+        let again = fresh(&session, &images[..2 * size], 2);
+        assert_eq!(again.logits, all.logits[..again.logits.len()]);
+        let mut timed = Output::default();
+        let request = Request { images: &images, batch: 5, features: false, masks: false, timed: true };
+        session.infer_into(request, &mut timed).unwrap();
+        assert_eq!(timed.logits, all.logits);
+        assert!(timed.trace.stem_ns > 0 && timed.trace.head_ns > 0);
+        assert!(timed.trace.blocks.iter().all(|block| block.gate_ns + block.compute_ns > 0));
     }
 }
 

@@ -183,6 +183,11 @@ impl Backend for Cuda {
         queue.copy_out(&vector.host, &vector.memory, vector.bytes())
     }
 
+    fn copy(queue: &mut CudaQueue<'_>, from: &Buffer, len: usize, to: &mut Buffer, at: usize) -> Result<()> {
+        let element = from.memory.bytes() / from.len.max(1);
+        queue.copy(&to.memory, at * element, &from.memory, len * element)
+    }
+
     fn read<'v, T: Value>(queue: &mut CudaQueue<'_>, vector: &'v Vector<T>) -> Result<&'v [T]> {
         queue.wait()?;
         // SAFETY: everything issued has been waited for; operations that would write take the vector mutably, and a

@@ -305,6 +305,15 @@ impl Stream for DeviceStream {
         check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream) })
     }
 
+    unsafe fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), Failure> {
+        self.device.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's word.
+        check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) })
+    }
+
     unsafe fn copy_out(&mut self, to: *mut u8, from: Address, bytes: usize) -> Result<(), Failure> {
         self.device.bind()?;
         if bytes == 0 {

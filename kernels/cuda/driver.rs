@@ -81,6 +81,14 @@ pub trait Stream: Send {
     /// # Safety
     /// As in [`copy_in`](Self::copy_in), the other way round.
     unsafe fn copy_out(&mut self, to: *mut u8, from: Address, bytes: usize) -> Result<(), Failure>;
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    ///
+    /// # Safety
+    /// Both sides are valid for `bytes`, as long as in [`launch`](Self::launch), and do not overlap.
+    unsafe fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), Failure>;
     /// Waits until everything asked for is done.
     ///
     /// # Errors

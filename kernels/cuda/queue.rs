@@ -191,6 +191,22 @@ impl CudaQueue<'_> {
             .map_err(|failure| failure.during(format_args!("copying {} bytes to the device", bytes.len())))
     }
 
+    /// Copies from one memory of the device to another, from byte `at` of it on.
+    pub(crate) fn copy(
+        &mut self,
+        to: &Arc<DeviceMemory>,
+        at: usize,
+        from: &Arc<DeviceMemory>,
+        bytes: usize,
+    ) -> Result<()> {
+        assert!(bytes <= from.bytes() && at + bytes <= to.bytes(), "both sides are as long");
+        assert!(!Arc::ptr_eq(to, from), "two memories");
+        let (to, from) = (self.at(to) + at as u64, self.at(from));
+        // SAFETY: both are as long, and kept.
+        unsafe { self.scratch.stream.copy(to, from, bytes) }
+            .map_err(|failure| failure.during(format_args!("copying {bytes} bytes within the device")))
+    }
+
     /// Copies from the device to this machine.
     pub(crate) fn copy_out(
         &mut self,

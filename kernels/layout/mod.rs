@@ -76,6 +76,23 @@ pub fn from_nchw<E: Element>(team: &mut Team, call: FromNchw<'_, [E]>) -> Result
     Ok(())
 }
 
+/// Values that are worth a chunk of a copy.
+const COPY: usize = 16 << 10;
+
+/// Copies `from` to `to`.
+///
+/// # Panics
+/// When they are not of the same length.
+pub fn copy<E: Element>(team: &mut Team, from: &[E], to: &mut [E]) {
+    assert_eq!(from.len(), to.len());
+    let to = Disjoint::new(to);
+    team.for_each(from.len().div_ceil(COPY), |chunk, _| {
+        let range = chunk * COPY..from.len().min((chunk + 1) * COPY);
+        // SAFETY: each range is one chunk's.
+        unsafe { to.slice(range.clone()) }.copy_from_slice(&from[range]);
+    });
+}
+
 /// Takes a map out: `input` is `[n, h, w, c]`, `output` `[n, c, h, w]`.
 ///
 /// # Errors

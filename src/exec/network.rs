@@ -109,6 +109,16 @@ impl<B: Backend> PatchGate<B> {
 }
 
 impl<B: Backend> Network<B> {
+    /// The stream's map and channels behind the first `blocks` blocks.
+    pub(super) fn behind(&self, blocks: usize) -> (Extent, usize) {
+        match self.blocks[..blocks].last() {
+            Some(block) => (block.output, block.c_out()),
+            None => {
+                (self.pool.map_or(self.stem.geometry.output, |pool| pool.output), self.stem.geometry.c_out)
+            }
+        }
+    }
+
     /// Whether block `i` is the last of its stage.
     pub(super) fn ends_stage(&self, i: usize) -> bool {
         self.blocks.get(i + 1).is_none_or(|next| next.stage != self.blocks[i].stage)
@@ -117,14 +127,6 @@ impl<B: Backend> Network<B> {
     /// The last block of every stage.
     pub(super) fn stage_ends(&self) -> impl Iterator<Item = &Block<B>> {
         (0..self.blocks.len()).filter(|&i| self.ends_stage(i)).map(|i| &self.blocks[i])
-    }
-
-    /// How many samples to take through the network together.
-    pub(super) fn samples_at_once(&self, backend: &B) -> usize {
-        let bytes = |map: Extent, c: usize| map.pixels() * c * backend.element_bytes();
-        let convs = self.blocks.iter().flat_map(|block| &block.convs).chain([&self.stem]);
-        let largest = convs.map(|conv| bytes(conv.geometry.output, conv.geometry.c_out)).max();
-        (backend.map_bytes() / largest.unwrap_or(1).max(1)).max(1)
     }
 
     /// Reads, folds and packs every tensor, one at a time.

@@ -2,12 +2,14 @@
 
 use super::network::{Block, Conv, ConvWeights, Network, PreparedShortcut};
 use super::trace::MAX_CONVS;
+use crate::plan::Portions;
 use anyhow::Result;
 use laud_kernels::{Backend, Extent};
+use std::ops::Range;
 
-/// Buffers, lists and decisions for inferences of up to `batch` samples.
+/// Buffers, lists and decisions for inferences of up to so many samples at a time.
 pub(super) struct Workspace<B: Backend> {
-    pub(super) batch: usize,
+    pub(super) portions: Portions,
     pub(super) scratch: B::Scratch,
     pub(super) maps: Maps<B>,
     pub(super) lists: Lists<B>,
@@ -20,6 +22,8 @@ pub(super) struct Maps<B: Backend> {
     pub(super) image: B::Buffer,
     /// The residual stream: a block reads one and writes the same or the other.
     pub(super) stream: [B::Buffer; 2],
+    /// Streams of the samples that the front has seen and the back has not; as large as the others, where there are both.
+    pub(super) joined: B::Buffer,
     /// What the branch's convolutions hand on.
     pub(super) branch: [B::Buffer; 2],
 }
@@ -67,22 +71,31 @@ pub(super) struct Slot {
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Makes everything that inferences of up to `batch` samples need.
-    pub(super) fn new(backend: &B, network: &Network<B>, batch: usize) -> Result<Self> {
-        let sizes = Sizes::of(network);
-        let buffer = |per_sample: usize, what: &str| backend.buffer(batch * per_sample, what);
+    /// Makes everything that inferences in such portions need.
+    pub(super) fn new(backend: &B, network: &Network<B>, portions: Portions) -> Result<Self> {
+        let Portions { cut, front, back: batch } = portions;
+        let sizes = Sizes::of(network, 0..network.blocks.len());
+        let (before, behind) = (Sizes::of(network, 0..cut), Sizes::of(network, cut..network.blocks.len()));
+        let buffer = |of: fn(&Sizes) -> usize, what: &str| {
+            backend.buffer((front * of(&before)).max(batch * of(&behind)), what)
+        };
+        let stream = || buffer(|sizes| sizes.stream, "residual stream");
         let rows = || backend.rows(batch, sizes.largest.pixels());
         let features = network.classifier.c_in.max(sizes.features);
         let features = || backend.vector(batch * features, "features of gates");
         let [inner, every_in, every_out] = [sizes.channels, 0, 0].map(|c| backend.channels(batch, c));
         let (slots, keep, starts) = slots(network, batch);
         Ok(Self {
-            batch,
+            portions,
             scratch: scratch(backend, network, batch)?,
             maps: Maps {
-                image: backend.image(batch, network.stem.geometry.input, network.stem.geometry.c_in)?,
-                stream: [buffer(sizes.stream, "residual stream")?, buffer(sizes.stream, "residual stream")?],
-                branch: [buffer(sizes.branch[0], "branch")?, buffer(sizes.branch[1], "branch")?],
+                image: backend.image(front, network.stem.geometry.input, network.stem.geometry.c_in)?,
+                stream: [stream()?, stream()?],
+                joined: if portions.split() { stream()? } else { backend.buffer(0, "residual stream")? },
+                branch: [
+                    buffer(|sizes| sizes.branch[0], "branch")?,
+                    buffer(|sizes| sizes.branch[1], "branch")?,
+                ],
             },
             lists: Lists {
                 margins: backend.vector(batch * sizes.units, "margins")?,
@@ -102,6 +115,14 @@ impl<B: Backend> Workspace<B> {
                 slots,
             },
         })
+    }
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Whether it is large enough for such portions.
+    pub(super) fn fits(&self, portions: Portions) -> bool {
+        let own = self.portions;
+        own.front >= portions.front && own.back >= portions.back && (own.split() || !portions.split())
     }
 }
 
@@ -131,7 +152,7 @@ fn scratch<B: Backend>(backend: &B, network: &Network<B>, batch: usize) -> Resul
             backend.reserve_rows(&mut scratch, &gate.branch, batch)?;
         }
     }
-    backend.reserve_stamps(&mut scratch, super::stamps(network.blocks.len()))?;
+    backend.reserve_stamps(&mut scratch, super::program::stamps(network.blocks.len()))?;
     Ok(scratch)
 }
 
@@ -161,15 +182,17 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of<B: Backend>(network: &Network<B>) -> Self {
+    /// Of some blocks, with the stem in front of the first and the head behind the last.
+    fn of<B: Backend>(network: &Network<B>, blocks: Range<usize>) -> Self {
         let mut sizes = Self::default();
         let stem = &network.stem.geometry;
-        sizes.stream(stem.output, stem.c_out);
-        if let Some(pool) = network.pool {
-            sizes.stream(pool.output, stem.c_out);
+        if blocks.start == 0 {
+            sizes.stream(stem.output, stem.c_out);
         }
-        network.blocks.iter().for_each(|block| sizes.block(block));
-        if let Some(conv) = &network.head {
+        let (map, c) = network.behind(blocks.start);
+        sizes.stream(map, c);
+        network.blocks[blocks.clone()].iter().for_each(|block| sizes.block(block));
+        if let Some(conv) = network.head.as_ref().filter(|_| blocks.end == network.blocks.len()) {
             sizes.stream(conv.geometry.output, conv.geometry.c_out);
         }
         sizes

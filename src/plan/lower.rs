@@ -6,12 +6,13 @@
 //! [`Compact`](Op::Compact) has the maps and the kernel of the convolution that the mask grows through.
 
 use super::activity::{Activity, maps};
-use super::{BlockPlan, ExecutionPlan, Route};
+use super::{BlockPlan, ExecutionPlan, Portions, Route};
 use laud_models::{
     BlockSpec, ChannelGateSpec, ChannelHead, ConvSpec, LinearSpec, MapSize, NetSpec, Shortcut, SqueezePooling,
 };
 use laud_predictor::profile::Profile;
 use laud_predictor::workload::{self, Cache, DType, Op, Workload};
+use std::ops::Range;
 
 /// What a network's calls depend on besides the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +25,7 @@ pub struct Setting {
     pub threads: u32,
     /// Bytes of the cache that all threads share; 0: not known.
     pub l3_bytes: u64,
-    /// Bytes of the largest map of the samples that run together; see [`samples_at_once`].
+    /// Bytes that the maps of samples that run together should have; see [`Portions`].
     pub map_bytes: usize,
 }
 
@@ -49,8 +50,8 @@ pub struct Lowered {
     pub head: Vec<Call>,
 }
 
-/// Bytes of the largest map of the samples that a CPU runs together.
-pub const CPU_MAP_BYTES: usize = 2 << 20;
+/// Bytes that the maps of samples that a CPU runs together should have.
+pub const CPU_MAP_BYTES: usize = 2_000_000;
 
 impl Setting {
     /// One thread of a CPU that runs `batch` images in f32.
@@ -73,27 +74,20 @@ impl Lowered {
     }
 }
 
-/// How many samples go through the network together so that its largest map has no more than `map_bytes`.
-pub fn samples_at_once(spec: &NetSpec, dtype: DType, map_bytes: usize) -> usize {
-    let bytes = |map: MapSize, c: usize| map.h * map.w * c * dtype.bytes() as usize;
-    let stem = spec.stem.conv.output_size(spec.input.size).unwrap_or(spec.input.size);
-    let convs = spec.blocks.iter().flat_map(|block| {
-        maps(block).zip(&block.convs).map(move |((_, output), conv)| bytes(output, conv.c_out))
-    });
-    let largest = convs.chain([bytes(stem, spec.stem.conv.c_out)]).max().unwrap_or(1);
-    (map_bytes / largest.max(1)).max(1)
-}
-
 /// All calls of one inference; `activities` has an entry per block.
 pub fn lower(spec: &NetSpec, plan: &ExecutionPlan, activities: &[Activity], setting: &Setting) -> Lowered {
     let mut lowered = Lowered { blocks: vec![Vec::new(); spec.blocks.len()], ..Lowered::default() };
-    for (samples, times) in chunks(spec, setting) {
-        let context = Context::new(spec, setting, samples, times);
+    let [front, back] = shares(spec, setting);
+    for context in front.contexts(spec, setting) {
         lowered.stem.extend(context.stem(spec));
-        for (i, ((block, plan), activity)) in spec.blocks.iter().zip(&plan.blocks).zip(activities).enumerate()
-        {
-            lowered.blocks[i].extend(context.block(block, plan, activity));
+    }
+    for (i, (block, activity)) in spec.blocks.iter().zip(activities).enumerate() {
+        let share = if i < front.blocks { &front } else { &back };
+        for context in share.contexts(spec, setting) {
+            lowered.blocks[i].extend(context.block(block, &plan.blocks[i], activity));
         }
+    }
+    for context in back.contexts(spec, setting) {
         lowered.head.extend(context.head(spec));
     }
     lowered
@@ -107,22 +101,41 @@ pub fn lower_block(
     activity: &Activity,
     setting: &Setting,
 ) -> Vec<Call> {
-    let parts = chunks(spec, setting);
-    let of = |(samples, times)| {
-        Context::new(spec, setting, samples, times).block(&spec.blocks[index], plan, activity)
-    };
-    parts.into_iter().flat_map(of).collect()
+    let [front, back] = shares(spec, setting);
+    let share = if index < front.blocks { front } else { back };
+    let block = |context: Context| context.block(&spec.blocks[index], plan, activity);
+    share.contexts(spec, setting).flat_map(block).collect()
 }
 
-/// Samples that run together, and how often that is.
-fn chunks(spec: &NetSpec, setting: &Setting) -> Vec<(usize, f64)> {
-    let at_once = samples_at_once(spec, setting.dtype, setting.map_bytes).min(setting.batch);
-    let (whole, rest) = (setting.batch / at_once, setting.batch % at_once);
-    [(at_once, whole), (rest, usize::from(rest > 0))]
-        .into_iter()
-        .filter(|(samples, times)| *samples > 0 && *times > 0)
-        .map(|(samples, times)| (samples, times as f64))
-        .collect()
+/// Samples that run together, and how often that is, up to some block.
+struct Share {
+    blocks: usize,
+    portions: Vec<(usize, f64)>,
+}
+
+impl Share {
+    fn new(blocks: usize, ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        let mut portions: Vec<(usize, f64)> = Vec::new();
+        for samples in ranges.map(|range| range.len()) {
+            match portions.iter_mut().find(|(known, _)| *known == samples) {
+                Some((_, times)) => *times += 1.0,
+                None => portions.push((samples, 1.0)),
+            }
+        }
+        Self { blocks, portions }
+    }
+
+    fn contexts(&self, spec: &NetSpec, setting: &Setting) -> impl Iterator<Item = Context> {
+        self.portions.iter().map(|(samples, times)| Context::new(spec, setting, *samples, *times))
+    }
+}
+
+/// Front and back of an inference.
+fn shares(spec: &NetSpec, setting: &Setting) -> [Share; 2] {
+    let Setting { batch, dtype, map_bytes, .. } = *setting;
+    let portions = Portions::of(spec, dtype.bytes() as usize, map_bytes, batch);
+    let front = portions.groups(batch).flat_map(|group| portions.parts(group));
+    [Share::new(portions.cut, front), Share::new(spec.blocks.len(), portions.groups(batch))]
 }
 
 /// What is the same for all calls of some samples.

@@ -5,13 +5,15 @@ mod budget;
 mod densities;
 mod expected;
 mod lower;
+mod portions;
 mod search;
 
 pub use activity::{Activity, ActivityTable};
 pub use budget::{Spending, budget};
 pub use densities::{Densities, Recorded, RecordedBlock};
 pub use expected::{Expected, Times};
-pub use lower::{CPU_MAP_BYTES, Call, Lowered, Setting, lower, lower_block, samples_at_once};
+pub use lower::{CPU_MAP_BYTES, Call, Lowered, Setting, lower, lower_block};
+pub use portions::Portions;
 pub use search::{Alternative, BlockDensity, Choice, network_ns, search};
 
 use anyhow::{Context, Result, ensure};

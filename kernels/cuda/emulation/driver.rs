@@ -198,6 +198,11 @@ impl Stream for Done {
         unsafe { self.ask(Work::Copy { to, from: from as u64, bytes }) }
     }
 
+    unsafe fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), Failure> {
+        // SAFETY: the caller's word.
+        unsafe { self.ask(Work::Copy { to, from, bytes }) }
+    }
+
     unsafe fn copy_out(&mut self, to: *mut u8, from: Address, bytes: usize) -> Result<(), Failure> {
         // SAFETY: the caller's word.
         unsafe { self.ask(Work::Copy { to: to as u64, from, bytes }) }
