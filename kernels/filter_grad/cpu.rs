@@ -108,12 +108,18 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const NV: usize>(call: &mut Fil
             }
         }
         let first = (tile.r * g.kernel * g.c_in + tile.row) * g.c_out + tile.column;
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, &acc) in acc.iter().enumerate() {
-                let n = if j + 1 < NV { S::LANES } else { tile.last };
-                let at = call.sum.as_mut_ptr().add(first + i * g.c_out + j * S::LANES);
-                S::store_first(at, n, S::add(S::load_first(at, n), acc));
-            }
+        // Written out row by row: with a loop here, accumulators would be stored for every pixel.
+        macro_rules! add_rows {
+            ($($i:literal)*) => {
+                $(if $i < ROWS {
+                    for j in 0..NV {
+                        let n = if j + 1 < NV { S::LANES } else { tile.last };
+                        let at = call.sum.as_mut_ptr().add(first + $i * g.c_out + j * S::LANES);
+                        S::store_first(at, n, S::add(S::load_first(at, n), acc[$i % ROWS][j]));
+                    }
+                })*
+            };
         }
+        add_rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
     }
 }
