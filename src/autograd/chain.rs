@@ -6,6 +6,7 @@ use laud_kernels::{Act, Isa};
 use laud_models::{Activation, BlockSpec, ConvSpec, MapSize, MaskPoint, Shortcut};
 use rayon::prelude::*;
 
+use super::shelf::{Buffer, Shelf};
 use super::unit::{Unit, act};
 use super::work::{Work, Workers};
 use crate::train::Statistics;
@@ -87,7 +88,7 @@ pub(super) struct Inputs<'a> {
 /// A unit's output before normalisation, and how it is normalised.
 pub(super) struct Normed {
     /// `[n, h, w, c]`.
-    pub(super) z: Vec<f32>,
+    pub(super) z: Buffer,
     pub(super) mean: Vec<f32>,
     pub(super) inv_std: Vec<f32>,
     pub(super) scale: Vec<f32>,
@@ -182,7 +183,7 @@ impl Chain {
         &self,
         inputs: Inputs<'_>,
         stored: &[Option<Moments>],
-    ) -> Result<(Vec<f32>, Saved, Moved)> {
+    ) -> Result<(Buffer, Saved, Moved)> {
         let mut normed: Vec<Normed> = Vec::with_capacity(self.units.len() + 1);
         let mut moved = Vec::with_capacity(self.units.len() + 1);
         for (index, unit) in self.all().enumerate() {
@@ -225,11 +226,11 @@ impl Chain {
         }
     }
 
-    fn join(&self, inputs: Inputs<'_>, saved: &Saved) -> Result<Vec<f32>> {
+    fn join(&self, inputs: Inputs<'_>, saved: &Saved) -> Result<Buffer> {
         let Inputs { workers, n, .. } = inputs;
         let (unit, last) = (self.last(), &saved.normed[self.units.len() - 1]);
         let (len, per) = (unit.output_len(), Workers::samples(n));
-        let mut y = vec![0.0; n * len];
+        let mut y = Shelf::any(&workers.shelf, n * len);
         workers.install(|| {
             y.par_chunks_mut(per * len).enumerate().try_for_each(|(piece, y)| {
                 workers.with(|work| {
@@ -237,15 +238,16 @@ impl Chain {
                         let i = piece * per + i;
                         self.spatial_mask(inputs.keep, i, &mut work.weight);
                         let shortcut = self.shortcut(inputs, saved, i, work)?;
+                        let shortcut = match shortcut {
+                            Lies::Nowhere => None,
+                            Lies::InInput => Some(&inputs.x[i * len..(i + 1) * len]),
+                            Lies::InMap => Some(&work.map[..]),
+                        };
                         let join_of = Join {
                             x: last.sample(i, len),
                             affine: last.affine(i, &mut work.scale),
                             weight: &work.weight,
-                            shortcut: match shortcut {
-                                Lies::Nowhere => None,
-                                Lies::InInput => Some(&inputs.x[i * len..(i + 1) * len]),
-                                Lies::InMap => Some(&work.map),
-                            },
+                            shortcut,
                             act: self.link.act,
                         };
                         join(workers.isa, &join_of, y)?;
@@ -339,7 +341,7 @@ impl Source<'_> {
         let of_batch = inputs.statistics == Statistics::Batch && stored.is_some();
         let zeros = vec![0.0; c];
         let pivot = stored.map_or(&zeros, |(mean, _)| mean);
-        let mut z = vec![0.0; n * len];
+        let mut z = Shelf::any(&workers.shelf, n * len);
         let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
         workers.install(|| {
             let pieces = z.par_chunks_mut(per * len).zip(sums.par_chunks_mut(2 * c)).enumerate();

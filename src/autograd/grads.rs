@@ -6,22 +6,31 @@ use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, grad, gra
 use rayon::prelude::*;
 
 use super::chain::{Added, Chain, Inputs, Normed, Saved, Source, cell};
+use super::shelf::{Buffer, Shelf};
 use super::unit::{Filter, Unit};
 use super::work::{Work, Workers};
 
-/// Which gradients are wanted beside the decisions'.
+/// Which gradients are wanted.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) x: bool,
     pub(super) params: bool,
     /// The filters' among the parameters'; else zeros.
     pub(super) filters: bool,
+    /// The decisions'; else zeros.
+    pub(super) keep: bool,
+}
+
+impl Wanted {
+    pub(super) fn any(self) -> bool {
+        self.x || self.params || self.keep
+    }
 }
 
 /// Gradients of a chain's arguments.
 pub(super) struct Grads {
     /// `[n, h, w, c]`, where it was asked for.
-    pub(super) x: Option<Vec<f32>>,
+    pub(super) x: Option<Buffer>,
     /// Where they were asked for.
     pub(super) params: Option<Vec<f32>>,
     /// As the decisions.
@@ -31,14 +40,14 @@ pub(super) struct Grads {
 /// A gradient behind a unit's normalisation, and its sums over the batch.
 struct Behind {
     /// `[n, h, w, c]`.
-    g: Vec<f32>,
+    g: Buffer,
     first: Vec<f32>,
     second: Vec<f32>,
 }
 
 impl Behind {
     /// From the sums of the pieces, `[2, c]` each.
-    fn new(g: Vec<f32>, pieces: &[f32], c: usize) -> Self {
+    fn new(g: Buffer, pieces: &[f32], c: usize) -> Self {
         let total =
             |at: usize| pieces.chunks_exact(2 * c).map(|sums| f64::from(sums[at])).sum::<f64>() as f32;
         Self { g, first: (0..c).map(total).collect(), second: (c..2 * c).map(total).collect() }
@@ -83,7 +92,7 @@ impl Chain {
         &self,
         inputs: Inputs<'_>,
         saved: &Saved,
-        (y, dy): (&[f32], &[f32]),
+        (y, dy): (&[f32], Buffer),
         wanted: Wanted,
     ) -> Result<Grads> {
         let (spatial, channel) = self.decisions(inputs.n);
@@ -91,7 +100,7 @@ impl Chain {
         let mut params = vec![0.0; self.params()];
         let last = self.units.len() - 1;
         let (added, mut behind) = self.through_join(inputs, saved, (y, dy), &mut keep[..spatial])?;
-        let mut dx = if wanted.x { self.shortcut_grad(inputs, &added) } else { Vec::new() };
+        let (mut dx, added) = self.shortcut_grad(inputs, added, wanted.x);
         for index in (0..=last).rev() {
             let (unit, normed) = (&self.units[index], &saved.normed[index]);
             let before = (index > 0).then(|| (&saved.normed[index - 1], self.units[index - 1].act));
@@ -102,13 +111,13 @@ impl Chain {
             };
             let len = unit.input_len();
             let mut to = match target {
-                Target::Before(..) => vec![0.0; inputs.n * len],
-                Target::Input => std::mem::take(&mut dx),
-                Target::Unused => Vec::new(),
+                Target::Before(..) => Some(Shelf::any(&inputs.workers.shelf, inputs.n * len)),
+                Target::Input => dx.take(),
+                Target::Unused => None,
             };
             let source = Source { unit, before };
             let back = UnitBack { source, normed, behind: &behind, target, filters: wanted.filters };
-            let (dkeep, sums) = back.run(inputs, &mut params, &mut to)?;
+            let (dkeep, sums) = back.run(inputs, &mut params, to.as_deref_mut())?;
             if let (true, Some((groups, size))) = (index < last, self.link.groups) {
                 for (to, kept) in
                     keep[spatial..spatial + inputs.n * groups].iter_mut().zip(dkeep.chunks_exact(size))
@@ -116,19 +125,24 @@ impl Chain {
                     *to += kept.iter().sum::<f32>();
                 }
             }
-            match index {
-                0 => dx = to,
-                _ => behind = Behind::new(to, &sums, unit.geometry.c_in),
+            match (index, to) {
+                (0, to) => dx = to,
+                (_, Some(to)) => behind = Behind::new(to, &sums, unit.geometry.c_in),
+                (_, None) => {}
             }
         }
-        if let (Some(unit), Some(normed)) = (&self.projection, saved.normed.get(last + 1)) {
+        if let (Some(unit), Some(normed), Some(added)) = (&self.projection, saved.normed.get(last + 1), added)
+        {
             let behind = through_norm(inputs, unit, normed, added)?;
             let target = if wanted.x { Target::Input } else { Target::Unused };
             let source = Source { unit, before: None };
             let back = UnitBack { source, normed, behind: &behind, target, filters: wanted.filters };
-            back.run(inputs, &mut params, &mut dx)?;
+            back.run(inputs, &mut params, dx.as_deref_mut())?;
         }
-        Ok(Grads { x: wanted.x.then_some(dx), params: wanted.params.then_some(params), keep })
+        if !wanted.keep {
+            keep.fill(0.0);
+        }
+        Ok(Grads { x: dx, params: wanted.params.then_some(params), keep })
     }
 
     /// Back through the residual sum: the shortcut's gradient and the branch's; `dkeep` gets the spatial decisions'.
@@ -136,15 +150,15 @@ impl Chain {
         &self,
         inputs: Inputs<'_>,
         saved: &Saved,
-        (y, dy): (&[f32], &[f32]),
+        (y, mut added): (&[f32], Buffer),
         dkeep: &mut [f32],
-    ) -> Result<(Vec<f32>, Behind)> {
+    ) -> Result<(Buffer, Behind)> {
         let Inputs { workers, n, .. } = inputs;
         let (unit, last) = (self.last(), &saved.normed[self.units.len() - 1]);
         let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
         let grid = self.link.grid;
         let cells = grid.map_or(1, |grid| grid.h * grid.w);
-        let (mut added, mut g) = (dy.to_vec(), vec![0.0; n * len]);
+        let mut g = Shelf::any(&workers.shelf, n * len);
         let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
         let mut dcells = vec![0.0; n * cells];
         workers.install(|| {
@@ -184,30 +198,38 @@ impl Chain {
         Ok((added, Behind::new(g, &sums, c)))
     }
 
-    /// What the shortcut alone gives the input.
-    fn shortcut_grad(&self, inputs: Inputs<'_>, added: &[f32]) -> Vec<f32> {
+    /// What the shortcut alone gives the input, where it is wanted, and what is left for the projection.
+    fn shortcut_grad(
+        &self,
+        inputs: Inputs<'_>,
+        added: Buffer,
+        wanted: bool,
+    ) -> (Option<Buffer>, Option<Buffer>) {
         let unit = &self.units[0];
         let (c, len) = (unit.geometry.c_in, unit.input_len());
+        let zeros = || wanted.then(|| Shelf::zeros(&inputs.workers.shelf, inputs.n * len));
         match self.link.shortcut {
-            Added::Input => added.to_vec(),
-            Added::Nothing | Added::Projection => vec![0.0; inputs.n * len],
+            Added::Input => (wanted.then_some(added), None),
+            Added::Nothing => (zeros(), None),
+            Added::Projection => (zeros(), Some(added)),
             Added::Padded { stride, before } => {
                 let (out, c_out) = (self.last().output_map(), self.last().geometry.c_out);
-                let mut dx = vec![0.0; inputs.n * len];
-                for (sample, dx) in added.chunks_exact(out.h * out.w * c_out).zip(dx.chunks_exact_mut(len)) {
+                let mut dx = zeros();
+                for (i, dx) in dx.iter_mut().flat_map(|dx| dx.chunks_exact_mut(len)).enumerate() {
+                    let sample = &added[i * out.h * out.w * c_out..][..out.h * out.w * c_out];
                     for (p, from) in sample.chunks_exact(c_out).enumerate() {
                         let to = p / out.w * stride * unit.input.w + p % out.w * stride;
                         dx[to * c..(to + 1) * c].copy_from_slice(&from[before..before + c]);
                     }
                 }
-                dx
+                (dx, None)
             }
         }
     }
 }
 
 /// Back to a normalisation without activation, whose output's gradient is `g`.
-fn through_norm(inputs: Inputs<'_>, unit: &Unit, normed: &Normed, mut g: Vec<f32>) -> Result<Behind> {
+fn through_norm(inputs: Inputs<'_>, unit: &Unit, normed: &Normed, mut g: Buffer) -> Result<Behind> {
     let Inputs { workers, n, .. } = inputs;
     let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
     let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
@@ -251,8 +273,13 @@ struct UnitBack<'a> {
 }
 
 impl UnitBack<'_> {
-    /// Adds to `params` and `to`; gives the gradient of the channel mask `[n, c_out]` and the sums of what is in `to`.
-    fn run(&self, inputs: Inputs<'_>, params: &mut [f32], to: &mut Vec<f32>) -> Result<(Vec<f32>, Vec<f32>)> {
+    /// Adds to `params` and `to`, the target's; gives the gradient of the channel mask `[n, c_out]` and the sums of what is in `to`.
+    fn run(
+        &self,
+        inputs: Inputs<'_>,
+        params: &mut [f32],
+        to: Option<&mut [f32]>,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
         let Inputs { workers, n, .. } = inputs;
         let unit = self.source.unit;
         let g = &unit.geometry;
@@ -262,9 +289,9 @@ impl UnitBack<'_> {
             Target::Unused => None,
             _ => Some(unit.back_filter(workers.isa, inputs.params)?),
         };
-        if matches!(self.target, Target::Unused) {
-            to.resize(n * len, 0.0);
-        }
+        // Nobody reads it where the target is unused.
+        let (mut unused, len) = (vec![0.0; n], if to.is_some() { len } else { 1 });
+        let to = to.unwrap_or(&mut unused);
         let pieces = n.div_ceil(per);
         let mut weights = vec![0.0f32; pieces * g.weights()];
         let mut dkeep = vec![0.0f32; n * g.c_out];
@@ -283,7 +310,8 @@ impl UnitBack<'_> {
                             Target::Input if there => {
                                 to.iter_mut().zip(&work.map).for_each(|(to, grad)| *to += grad);
                             }
-                            Target::Before(before, act) if there => {
+                            Target::Before(..) if !there => to.fill(0.0),
+                            Target::Before(before, act) => {
                                 to.copy_from_slice(&work.map);
                                 norm_sums(workers, before, (i, act), to, sums, work)?;
                             }
@@ -328,7 +356,7 @@ impl UnitBack<'_> {
         grad(isa, (z, g), GradCoefficients { a, b, d }, self.normed.kept(i), &mut dz, dkeep)?;
         if self.filters {
             self.source.fill(isa, inputs.x, i, work)?;
-            unit.weight_grad(isa, &work.bordered, &dz, weights)?;
+            unit.weight_grad(isa, work.bordered.values(), &dz, weights)?;
         }
         if let Some(filter) = filter {
             unit.spread(&dz, &mut work.spread);

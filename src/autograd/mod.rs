@@ -11,8 +11,10 @@
 
 mod chain;
 mod grads;
+mod map;
 mod op;
 mod pool;
+mod shelf;
 mod unit;
 mod work;
 
@@ -24,14 +26,15 @@ use candle_nn::BatchNorm;
 use laud_kernels::Isa;
 use laud_models::{ConvSpec, MapSize, Shortcut};
 
-use crate::train::{Conv, MapOps, PerGate, Plain, Residual, Statistics};
+use crate::train::{Conv, Map, MapOps, PerGate, Plain, Residual, Statistics};
 use chain::{Chain, Link, Moments};
 use grads::Wanted;
+use map::{Enter, Leave, Values};
 use op::ChainOp;
 use pool::PoolOp;
 use work::Workers;
 
-/// Maps `[n, h, w, c]` on the CPU, computed by the runtime's kernels.
+/// Maps `[n, h, w, c]` on the CPU, computed by the runtime's kernels and held outside candle's graph.
 #[derive(Clone)]
 pub struct KernelMaps {
     workers: Arc<Workers>,
@@ -51,11 +54,12 @@ impl KernelMaps {
         &self,
         links: &[&Conv],
         link: Link,
-        map: &Tensor,
+        map: &Map,
         keep: &PerGate<Tensor>,
         statistics: Statistics,
-    ) -> Result<Option<Tensor>> {
-        let &[n, h, w, _] = map.dims() else { anyhow::bail!("a map of shape {:?}", map.shape()) };
+    ) -> Result<Option<Map>> {
+        let x = Values::of(map)?;
+        let [_, h, w, _] = x.shape;
         let specs: Vec<&ConvSpec> = links.iter().map(|conv| &conv.spec).collect();
         let Some(chain) = Chain::new(&specs, MapSize { h, w }, link) else { return Ok(None) };
         let params = Tensor::cat(&parameters(links)?, 0)?;
@@ -68,43 +72,56 @@ impl KernelMaps {
         let norms: Vec<Option<&BatchNorm>> = links.iter().map(|conv| conv.norm.as_ref()).collect();
         let stored = norms.iter().map(|norm| norm.map(stored).transpose()).collect::<Result<_>>()?;
         let filters = links.iter().any(|conv| conv.weight.track_op());
-        let wanted = Wanted { x: map.track_op(), params: params.track_op(), filters };
-        let op = ChainOp::new(chain, self.workers.clone(), n, statistics, stored, wanted);
-        let moved = op.moved();
-        let out = map.contiguous()?.apply_op3(&params, &kept, op)?;
+        let wanted =
+            Wanted { x: map.tensor.track_op(), params: params.track_op(), filters, keep: kept.track_op() };
+        let op = ChainOp::new(chain, self.workers.clone(), x, statistics, stored, wanted);
+        let (moved, y) = (op.moved(), op.output());
+        let out = map.tensor.apply_op3(&params, &kept, op)?;
         let moved = moved.lock().ok().and_then(|mut moved| moved.take()).unwrap_or_default();
-        for (norm, (mean, var)) in norms.into_iter().flatten().zip(moved.into_iter().flatten()) {
-            follow(norm.running_mean(), mean, norm.momentum())?;
-            follow(norm.running_var(), var, norm.momentum())?;
+        for (norm, moved) in norms.into_iter().zip(moved) {
+            if let (Some(norm), Some((mean, var))) = (norm, moved) {
+                follow(norm.running_mean(), mean, norm.momentum())?;
+                follow(norm.running_var(), var, norm.momentum())?;
+            }
         }
-        Ok(Some(out))
+        Ok(Some(y.map(out)))
+    }
+
+    /// Candle's way.
+    fn plainly(&self, map: &Map, way: impl FnOnce(&Map) -> Result<Map>) -> Result<Map> {
+        let map = Plain.enter(&self.leave(map)?)?;
+        self.enter(&Plain.leave(&way(&map)?)?)
     }
 }
 
 impl MapOps for KernelMaps {
-    fn enter(&self, images: &Tensor) -> Result<Tensor> {
-        Ok(images.permute((0, 2, 3, 1))?.contiguous()?)
+    fn enter(&self, images: &Tensor) -> Result<Map> {
+        let (n, c, h, w) = images.dims4()?;
+        let (values, shelf) = (Values::new([n, h, w, c]), self.workers.shelf.clone());
+        let stand_in = images.contiguous()?.apply_op1(Enter { values: values.clone(), shelf })?;
+        Ok(values.map(stand_in))
     }
 
-    fn leave(&self, map: &Tensor) -> Result<Tensor> {
-        Ok(map.permute((0, 3, 1, 2))?.contiguous()?)
+    fn leave(&self, map: &Map) -> Result<Tensor> {
+        let (values, shelf) = (Values::of(map)?, self.workers.shelf.clone());
+        Ok(map.tensor.apply_op1(Leave { values, shelf })?)
     }
 
-    fn conv(&self, conv: &Conv, map: &Tensor, statistics: Statistics) -> Result<Tensor> {
+    fn conv(&self, conv: &Conv, map: &Map, statistics: Statistics) -> Result<Map> {
         let link = Link::plain(conv.spec.act);
         match self.chain(&[conv], link, map, &PerGate { spatial: None, channel: None }, statistics)? {
             Some(out) => Ok(out),
-            None => self.enter(&Plain.conv(conv, &self.leave(map)?, statistics)?),
+            None => self.plainly(map, |map| Plain.conv(conv, map, statistics)),
         }
     }
 
     fn residual(
         &self,
         block: &Residual,
-        map: &Tensor,
+        map: &Map,
         keep: &PerGate<Tensor>,
         statistics: Statistics,
-    ) -> Result<Tensor> {
+    ) -> Result<Map> {
         let mut links: Vec<&Conv> = block.convs.iter().collect();
         if let (Shortcut::Projection(_), Some(projection)) = (&block.spec.shortcut, &block.projection) {
             links.push(projection);
@@ -115,12 +132,13 @@ impl MapOps for KernelMaps {
         };
         match fast {
             Some(out) => Ok(out),
-            None => self.enter(&Plain.residual(block, &self.leave(map)?, keep, statistics)?),
+            None => self.plainly(map, |map| Plain.residual(block, map, keep, statistics)),
         }
     }
 
-    fn pool(&self, map: &Tensor, grid: MapSize) -> Result<Tensor> {
-        Ok(map.contiguous()?.apply_op1(PoolOp { grid, workers: self.workers.clone() })?)
+    fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor> {
+        let workers = self.workers.clone();
+        Ok(map.tensor.apply_op1(PoolOp { map: Values::of(map)?, grid, workers })?)
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor}
 
 use super::chain::{Chain, Inputs, Moments, Moved, Saved};
 use super::grads::Wanted;
+use super::map::Values;
 use super::work::Workers;
 use crate::train::Statistics;
 
@@ -13,6 +14,8 @@ use crate::train::Statistics;
 pub(super) struct ChainOp {
     chain: Chain,
     workers: Arc<Workers>,
+    x: Arc<Values>,
+    y: Arc<Values>,
     n: usize,
     statistics: Statistics,
     stored: Vec<Option<Moments>>,
@@ -25,13 +28,15 @@ impl ChainOp {
     pub(super) fn new(
         chain: Chain,
         workers: Arc<Workers>,
-        n: usize,
+        x: Arc<Values>,
         statistics: Statistics,
         stored: Vec<Option<Moments>>,
         wanted: Wanted,
     ) -> Self {
         let (saved, moved) = (Mutex::new(None), Arc::default());
-        Self { chain, workers, n, statistics, stored, wanted, saved, moved }
+        let (n, last) = (x.shape[0], chain.last());
+        let y = Values::new([n, last.output_map().h, last.output_map().w, last.geometry.c_out]);
+        Self { chain, workers, x, y, n, statistics, stored, wanted, saved, moved }
     }
 
     /// Where the batch's statistics will be.
@@ -39,7 +44,13 @@ impl ChainOp {
         self.moved.clone()
     }
 
-    fn inputs<'a>(&'a self, x: &'a [f32], params: &'a [f32], keep: &'a [f32]) -> Result<Inputs<'a>> {
+    /// The map behind the chain.
+    pub(super) fn output(&self) -> Arc<Values> {
+        self.y.clone()
+    }
+
+    fn inputs<'a>(&'a self, params: &'a [f32], keep: &'a [f32]) -> Result<Inputs<'a>> {
+        let x = self.x.get()?;
         let (unit, (spatial, channel)) = (&self.chain.units[0], self.chain.decisions(self.n));
         let need = [self.n * unit.input_len(), self.chain.params(), (spatial + channel).max(1)];
         let got = [x.len(), params.len(), keep.len()];
@@ -78,22 +89,20 @@ impl CustomOp3 for ChainOp {
 
     fn cpu_fwd(
         &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
         params: &CpuStorage,
         params_layout: &Layout,
         keep: &CpuStorage,
         keep_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, params, keep) =
-            (slice(x, x_layout)?, slice(params, params_layout)?, slice(keep, keep_layout)?);
-        let inputs = self.inputs(x, params, keep)?;
+        let inputs = self.inputs(slice(params, params_layout)?, slice(keep, keep_layout)?)?;
         let (y, saved, moved) = self.chain.forward(inputs, &self.stored).map_err(outside)?;
-        *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(saved);
+        let saved = self.wanted.any().then_some(saved);
+        *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = saved;
         *self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(moved);
-        let last = self.chain.last();
-        let (map, c) = (last.output_map(), last.geometry.c_out);
-        Ok((CpuStorage::F32(y), Shape::from((self.n, map.h, map.w, c))))
+        self.y.set(y)?;
+        Ok(self.y.stand_in())
     }
 
     fn bwd(
@@ -101,19 +110,19 @@ impl CustomOp3 for ChainOp {
         x: &Tensor,
         params: &Tensor,
         keep: &Tensor,
-        y: &Tensor,
-        dy: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let saved = self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(saved) = saved else { candle_core::bail!("chain: a second way back") };
-        let dy = dy.contiguous()?;
-        let grads = with_values(&[x, params, keep, y, &dy], |values| {
-            let inputs = self.inputs(values[0], values[1], values[2])?;
-            self.chain.backward(inputs, &saved, (values[3], values[4]), self.wanted).map_err(outside)
+        let (y, dy) = (self.y.get()?, self.y.take_grad(&self.workers.shelf));
+        let grads = with_values(&[params, keep], |values| {
+            let inputs = self.inputs(values[0], values[1])?;
+            self.chain.backward(inputs, &saved, (y, dy), self.wanted).map_err(outside)
         })?;
         let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok((
-            grads.x.map(|dx| tensor(dx, x)).transpose()?,
+            grads.x.map(|dx| self.x.add_grad(dx)).map(|()| x.zeros_like()).transpose()?,
             grads.params.map(|dparams| tensor(dparams, params)).transpose()?,
             keep.track_op().then(|| tensor(grads.keep, keep)).transpose()?,
         ))

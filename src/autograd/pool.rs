@@ -7,11 +7,13 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use laud_models::MapSize;
 use rayon::prelude::*;
 
-use super::op::{slice, with_values};
+use super::map::Values;
+use super::op::with_values;
 use super::work::Workers;
 
 /// PyTorch's adaptive average pooling, `[n, h, w, c]` to `[n, cells, c]`.
 pub(super) struct PoolOp {
+    pub(super) map: Arc<Values>,
     pub(super) grid: MapSize,
     pub(super) workers: Arc<Workers>,
 }
@@ -38,9 +40,9 @@ impl CustomOp1 for PoolOp {
         "pool"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, h, w, c) = layout.shape().dims4()?;
-        let (x, cells) = (slice(x, layout)?, self.grid.h * self.grid.w);
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let [n, h, w, c] = self.map.shape;
+        let (x, cells) = (self.map.get()?, self.grid.h * self.grid.w);
         let mut means = vec![0.0; n * cells * c];
         self.workers.install(|| {
             means.par_chunks_mut(cells * c).zip(x.par_chunks(h * w * c)).for_each(|(means, x)| {
@@ -55,23 +57,27 @@ impl CustomOp1 for PoolOp {
         Ok((CpuStorage::F32(means), Shape::from((n, cells, c))))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (n, h, w, c) = x.dims4()?;
+    fn bwd(&self, stand_in: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let [_, h, w, c] = self.map.shape;
         let cells = self.grid.h * self.grid.w;
-        let mut dx = vec![0.0; n * h * w * c];
         with_values(&[&grad.contiguous()?], |values| {
-            self.workers.install(|| {
-                dx.par_chunks_mut(h * w * c).zip(values[0].par_chunks(cells * c)).for_each(|(dx, grad)| {
-                    self.each_row((h, w), |cell, pixels, share| {
-                        let grad = &grad[cell * c..(cell + 1) * c];
-                        for pixel in dx[pixels.start * c..pixels.end * c].chunks_exact_mut(c) {
-                            pixel.iter_mut().zip(grad).for_each(|(dx, grad)| *dx += grad * share);
-                        }
-                    });
-                });
-            });
+            let install = |dx: &mut [f32]| {
+                self.workers.install(|| {
+                    dx.par_chunks_mut(h * w * c).zip(values[0].par_chunks(cells * c)).for_each(
+                        |(dx, grad)| {
+                            self.each_row((h, w), |cell, pixels, share| {
+                                let grad = &grad[cell * c..(cell + 1) * c];
+                                for pixel in dx[pixels.start * c..pixels.end * c].chunks_exact_mut(c) {
+                                    pixel.iter_mut().zip(grad).for_each(|(dx, grad)| *dx += grad * share);
+                                }
+                            });
+                        },
+                    );
+                })
+            };
+            self.map.with_grad(&self.workers.shelf, install);
             Ok(())
         })?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        Ok(Some(stand_in.zeros_like()?))
     }
 }

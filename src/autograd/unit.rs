@@ -6,6 +6,8 @@ use laud_kernels::gather_gemm::FilterSpec;
 use laud_kernels::{Act, ConvGeometry, Extent, Isa, depthwise, gather_gemm};
 use laud_models::{Activation, ConvSpec, MapSize};
 
+use super::work::{Framed, Places};
+
 /// Largest kernel that [`depthwise`] takes.
 const MAX_DEPTHWISE_KERNEL: usize = 11;
 
@@ -214,14 +216,15 @@ impl Unit {
     /// Puts a sample's input into its border: `line(y, to)` writes row `y`.
     pub(super) fn place(
         &self,
-        bordered: &mut Vec<f32>,
+        bordered: &mut Framed,
         mut line: impl FnMut(usize, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         let g = &self.geometry;
-        bordered.clear();
-        bordered.resize(g.input.pixels() * g.c_in, 0.0);
         let rows = self.input.h.min(g.input.h - self.border.h);
-        let width = self.input.w.min(g.input.w - self.border.w) * g.c_in;
+        let columns = self.input.w.min(g.input.w - self.border.w);
+        let written = Extent { h: rows, w: columns };
+        let places = Places { map: g.input, c: g.c_in, first: self.border, written, stride: 1 };
+        let (bordered, width) = (bordered.frame(places), columns * g.c_in);
         for y in 0..rows {
             let start = ((y + self.border.h) * g.input.w + self.border.w) * g.c_in;
             line(y, &mut bordered[start..start + width])?;
@@ -236,12 +239,13 @@ impl Unit {
     }
 
     /// Puts a sample's output gradient where the mirrored convolution reads it.
-    pub(super) fn spread(&self, grad: &[f32], spread: &mut Vec<f32>) {
+    pub(super) fn spread(&self, grad: &[f32], spread: &mut Framed) {
         let g = &self.geometry;
         let map = self.spread_map();
-        spread.clear();
-        spread.resize(map.pixels() * g.c_out, 0.0);
         let (top, left) = (g.kernel - 1 - self.border.h, g.kernel - 1 - self.border.w);
+        let first = Extent { h: top, w: left };
+        let places = Places { map, c: g.c_out, first, written: g.output, stride: g.stride };
+        let spread = spread.frame(places);
         for (y, line) in grad.chunks_exact(g.output.w * g.c_out).enumerate() {
             let start = ((y * g.stride + top) * map.w + left) * g.c_out;
             let to = &mut spread[start..];

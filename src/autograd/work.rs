@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use laud_kernels::depthwise::{self, Depthwise};
 use laud_kernels::gather_gemm::{self, GatherGemm, Placement, Scratch};
-use laud_kernels::{Act, ActiveSet, Channels, Isa, Rows, Team};
+use laud_kernels::{Act, ActiveSet, Channels, Extent, Isa, Rows, Team};
 use rayon::ThreadPool;
 
+use super::shelf::Shelf;
 use super::unit::Filter;
 
 /// Pieces that a batch is cut into, on any number of threads.
@@ -18,14 +19,15 @@ pub(super) struct Workers {
     pub(super) isa: Isa,
     pool: Arc<ThreadPool>,
     idle: Mutex<Vec<Work>>,
+    pub(super) shelf: Arc<Shelf>,
 }
 
 /// Working memory of one thread.
 pub(super) struct Work {
     gemm: [Scratch<f32>; 1],
     /// Maps of one sample.
-    pub(super) bordered: Vec<f32>,
-    pub(super) spread: Vec<f32>,
+    pub(super) bordered: Framed,
+    pub(super) spread: Framed,
     pub(super) grad: Vec<f32>,
     pub(super) map: Vec<f32>,
     /// Per channel.
@@ -39,7 +41,7 @@ pub(super) struct Work {
 impl Workers {
     pub(super) fn new(isa: Isa, threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("threads")?;
-        Ok(Self { isa, pool: Arc::new(pool), idle: Mutex::new(Vec::new()) })
+        Ok(Self { isa, pool: Arc::new(pool), idle: Mutex::new(Vec::new()), shelf: Arc::default() })
     }
 
     /// Samples of a piece of a batch of `n`.
@@ -70,8 +72,8 @@ impl Work {
     fn new() -> Result<Self> {
         Ok(Self {
             gemm: [Scratch::new()?],
-            bordered: vec![],
-            spread: vec![],
+            bordered: Framed::default(),
+            spread: Framed::default(),
             grad: vec![],
             map: vec![],
             scale: vec![],
@@ -79,6 +81,39 @@ impl Work {
             weight: vec![],
             dots: vec![],
         })
+    }
+}
+
+/// A map that is written in the same places again and again, zero elsewhere.
+#[derive(Default)]
+pub(super) struct Framed {
+    values: Vec<f32>,
+    of: Option<Places>,
+}
+
+/// What tells where a map is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Places {
+    pub(super) map: Extent,
+    pub(super) c: usize,
+    pub(super) first: Extent,
+    pub(super) written: Extent,
+    pub(super) stride: usize,
+}
+
+impl Framed {
+    /// To write in these places, all of them.
+    pub(super) fn frame(&mut self, places: Places) -> &mut [f32] {
+        if self.of != Some(places) {
+            self.values.clear();
+            self.values.resize(places.map.pixels() * places.c, 0.0);
+            self.of = Some(places);
+        }
+        &mut self.values
+    }
+
+    pub(super) fn values(&self) -> &[f32] {
+        &self.values
     }
 }
 
@@ -120,13 +155,13 @@ pub(super) fn convolve(
 impl Work {
     /// [`convolve`] of `self.bordered` to `output`.
     pub(super) fn forward(&mut self, isa: Isa, filter: &Filter, output: &mut [f32]) -> Result<()> {
-        convolve(isa, &mut self.gemm, filter, &self.bordered, output)
+        convolve(isa, &mut self.gemm, filter, self.bordered.values(), output)
     }
 
     /// [`convolve`] of `self.spread` to `self.map`.
     pub(super) fn backward(&mut self, isa: Isa, filter: &Filter) -> Result<()> {
         let g = filter.geometry();
         self.map.resize(g.output.pixels() * g.c_out, 0.0);
-        convolve(isa, &mut self.gemm, filter, &self.spread, &mut self.map)
+        convolve(isa, &mut self.gemm, filter, self.spread.values(), &mut self.map)
     }
 }

@@ -8,7 +8,7 @@ use laud_models::{BlockSpec, Shortcut, SqueezeExciteSpec, SqueezePooling};
 use super::decisions::{BlockMasks, PerGate, Sampling, given};
 use super::gate::{Gate, expand, upsample};
 use super::layers::{ChannelMask, Conv, Linear, Statistics, Weights, activate};
-use super::maps::MapOps;
+use super::maps::{Map, MapOps};
 use super::pool::{active_mean, global_mean, subsample};
 
 /// A residual block and its gates.
@@ -66,7 +66,7 @@ impl Block {
     /// What the gates say about the block's input: `[n, 2, u]`, keep logit first.
     pub(super) fn logits(
         &self,
-        x: &Tensor,
+        x: &Map,
         maps: &dyn MapOps,
         statistics: Statistics,
     ) -> Result<PerGate<Tensor>> {

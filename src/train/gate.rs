@@ -11,7 +11,7 @@ use laud_models::{
 };
 
 use super::layers::{Conv, Linear, Statistics, Weights};
-use super::maps::MapOps;
+use super::maps::{Map, MapOps};
 
 /// Added to the variance of a masker's BatchNorm; PyTorch's default.
 const NORM_EPS: f32 = 1e-5;
@@ -84,9 +84,9 @@ impl Gate {
     }
 
     /// The block's input to `[n, 2, u]`, keep logit first. A spatial gate's units are its grid, row by row.
-    pub(super) fn logits(&self, x: &Tensor, maps: &dyn MapOps, statistics: Statistics) -> Result<Tensor> {
-        let n = x.dim(0)?;
-        let mean = |x: &Tensor| Ok::<_, anyhow::Error>(maps.pool(x, MapSize { h: 1, w: 1 })?.squeeze(1)?);
+    pub(super) fn logits(&self, x: &Map, maps: &dyn MapOps, statistics: Statistics) -> Result<Tensor> {
+        let n = x.tensor.dim(0)?;
+        let mean = |x: &Map| Ok::<_, anyhow::Error>(maps.pool(x, MapSize { h: 1, w: 1 })?.squeeze(1)?);
         let logits = || match &self.head {
             Head::Spatial { grid, linear } => {
                 let cells = maps.pool(x, *grid)?;

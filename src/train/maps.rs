@@ -1,5 +1,8 @@
 //! What is done with whole maps, and by whom.
 
+use std::any::Any;
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use laud_models::MapSize;
@@ -9,27 +12,35 @@ use super::decisions::PerGate;
 use super::layers::{Conv, Statistics};
 use super::pool::adaptive_mean;
 
-/// The operations on whole maps. A map is a tensor in a layout of the implementation's own, which every operation takes
-/// and gives; gradients flow through all of them.
+/// A map `[n, …]` in a layout of the implementation's own.
+#[derive(Clone)]
+pub struct Map {
+    /// What candle's graph knows of it, `n` first: the values, or a stand-in that orders the way back.
+    pub tensor: Tensor,
+    /// The values, where an implementation has them outside the graph.
+    pub held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// The operations on whole maps; gradients flow through all of them.
 ///
 /// [`Plain`] is the definition. Others compute the same faster; the network does not care.
 pub trait MapOps: Send + Sync {
     /// Images `[n, c, h, w]` as a map.
-    fn enter(&self, images: &Tensor) -> Result<Tensor>;
+    fn enter(&self, images: &Tensor) -> Result<Map>;
     /// A map as `[n, c, h, w]`.
-    fn leave(&self, map: &Tensor) -> Result<Tensor>;
+    fn leave(&self, map: &Map) -> Result<Tensor>;
     /// Convolution, normalisation, activation.
-    fn conv(&self, conv: &Conv, map: &Tensor, statistics: Statistics) -> Result<Tensor>;
+    fn conv(&self, conv: &Conv, map: &Map, statistics: Statistics) -> Result<Map>;
     /// A residual block, with `keep [n, u]` for each of its gates.
     fn residual(
         &self,
         block: &Residual,
-        map: &Tensor,
+        map: &Map,
         keep: &PerGate<Tensor>,
         statistics: Statistics,
-    ) -> Result<Tensor>;
+    ) -> Result<Map>;
     /// PyTorch's adaptive average pooling: `[n, cells, c]`, cells row by row.
-    fn pool(&self, map: &Tensor, grid: MapSize) -> Result<Tensor>;
+    fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor>;
 }
 
 /// candle's own operations, on maps `[n, c, h, w]`.
@@ -37,30 +48,30 @@ pub trait MapOps: Send + Sync {
 pub struct Plain;
 
 impl MapOps for Plain {
-    fn enter(&self, images: &Tensor) -> Result<Tensor> {
-        Ok(images.clone())
+    fn enter(&self, images: &Tensor) -> Result<Map> {
+        Ok(Map { tensor: images.clone(), held: None })
     }
 
-    fn leave(&self, map: &Tensor) -> Result<Tensor> {
-        Ok(map.clone())
+    fn leave(&self, map: &Map) -> Result<Tensor> {
+        Ok(map.tensor.clone())
     }
 
-    fn conv(&self, conv: &Conv, map: &Tensor, statistics: Statistics) -> Result<Tensor> {
-        conv.forward(map, None, statistics)
+    fn conv(&self, conv: &Conv, map: &Map, statistics: Statistics) -> Result<Map> {
+        self.enter(&conv.forward(&map.tensor, None, statistics)?)
     }
 
     fn residual(
         &self,
         block: &Residual,
-        map: &Tensor,
+        map: &Map,
         keep: &PerGate<Tensor>,
         statistics: Statistics,
-    ) -> Result<Tensor> {
-        block.forward(map, keep, statistics)
+    ) -> Result<Map> {
+        self.enter(&block.forward(&map.tensor, keep, statistics)?)
     }
 
-    fn pool(&self, map: &Tensor, grid: MapSize) -> Result<Tensor> {
-        let cells = adaptive_mean(map, grid)?;
+    fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor> {
+        let cells = adaptive_mean(&map.tensor, grid)?;
         Ok(cells.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
     }
 }

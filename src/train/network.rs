@@ -10,7 +10,7 @@ use laud_models::{Error, MapSize, MaxPoolSpec, Mismatch, NetSpec, StemSpec};
 use super::block::Block;
 use super::decisions::{BlockMargins, BlockMasks, Decisions, PerGate, bits, decide, margins};
 use super::layers::{Conv, Linear, Statistics, Weights};
-use super::maps::{MapOps, Plain};
+use super::maps::{Map, MapOps, Plain};
 use super::pool::max_pool;
 
 /// A network that computes everything and masks it.
@@ -125,11 +125,11 @@ impl MaskedNetwork {
         let images = images.to_dtype(DType::F32)?;
         let mut x = self.stem.forward(&images, maps, statistics).context("stem")?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let mut run = || -> Result<Tensor> {
+            let mut run = || -> Result<Map> {
                 let logits = block.logits(&x, maps, statistics)?;
                 let keep = match decisions {
                     Decisions::Learned => logits.as_ref().try_map(decide)?,
-                    Decisions::Given(masks) => block.given(&masks[index], &x)?,
+                    Decisions::Given(masks) => block.given(&masks[index], &x.tensor)?,
                     Decisions::Sampled(sampling) => block.sample(&logits, sampling)?,
                 };
                 let map = maps.residual(&block.residual, &x, &keep, statistics)?;
@@ -161,7 +161,7 @@ pub struct Activity {
 struct Seen<'a> {
     logits: &'a PerGate<Tensor>,
     keep: &'a PerGate<Tensor>,
-    map: &'a Tensor,
+    map: &'a Map,
     last_of_stage: bool,
 }
 
@@ -176,12 +176,7 @@ impl Stem {
         Ok(Self { conv: Conv::load(&spec.conv, weights)?, pool: spec.pool })
     }
 
-    pub(super) fn forward(
-        &self,
-        images: &Tensor,
-        maps: &dyn MapOps,
-        statistics: Statistics,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, images: &Tensor, maps: &dyn MapOps, statistics: Statistics) -> Result<Map> {
         let x = maps.conv(&self.conv, &maps.enter(images)?, statistics)?;
         match &self.pool {
             Some(pool) => maps.enter(&max_pool(&maps.leave(&x)?, pool)?),

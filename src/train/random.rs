@@ -10,7 +10,7 @@ use super::block::Block;
 use super::decisions::{decide, margins};
 use super::gate::Gate;
 use super::layers::{Statistics, Weights};
-use super::maps::Plain;
+use super::maps::{MapOps, Plain};
 use super::network::Stem;
 use crate::random::Random;
 
@@ -93,7 +93,7 @@ fn balance(spec: &NetSpec, weights: &mut HashMap<String, Tensor>, seed: u64) -> 
         }
         let balanced = Block::load(block, &Weights(weights))?;
         let keep = balanced.logits(&x, &Plain, Statistics::Stored)?.as_ref().try_map(decide)?;
-        x = balanced.residual.forward(&x, &keep, Statistics::Stored)?;
+        x = Plain.residual(&balanced.residual, &x, &keep, Statistics::Stored)?;
     }
     Ok(())
 }
