@@ -56,6 +56,16 @@ fn numbers(name: &str, shape: &[usize]) -> Result<Tensor> {
 }
 
 fn step(spec: &NetSpec, maps: Arc<dyn MapOps>, statistics: Statistics) -> Outcome {
+    let noisy = Decisions::Sampled(Sampling { temperature: 1.5, noise: &numbers });
+    step_by(spec, maps, &noisy, statistics)
+}
+
+fn step_by(
+    spec: &NetSpec,
+    maps: Arc<dyn MapOps>,
+    decisions: &Decisions<'_>,
+    statistics: Statistics,
+) -> Outcome {
     let kinds: HashMap<String, ParameterKind> =
         spec.parameters().into_iter().map(|parameter| (parameter.name, parameter.kind)).collect();
     let vars: HashMap<String, Var> = random_weights(spec, 3)
@@ -71,8 +81,7 @@ fn step(spec: &NetSpec, maps: Arc<dyn MapOps>, statistics: Statistics) -> Outcom
     let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
     let network = MaskedNetwork::new(spec, &tensors).unwrap().with_maps(maps);
     let images = random_images(spec, 6, 5).unwrap();
-    let decisions = Decisions::Sampled(Sampling { temperature: 1.5, noise: &numbers });
-    let activity = network.forward_train(&images, &decisions, statistics).unwrap();
+    let activity = network.forward_train(&images, decisions, statistics).unwrap();
     let mut loss =
         (&activity.logits * numbers("loss", activity.logits.dims()).unwrap()).unwrap().sum_all().unwrap();
     for (index, keep) in activity.keep.iter().enumerate() {
@@ -82,11 +91,15 @@ fn step(spec: &NetSpec, maps: Arc<dyn MapOps>, statistics: Statistics) -> Outcom
         }
     }
     let grads = loss.backward().unwrap();
+    let noisy = matches!(decisions, Decisions::Sampled(_));
     let tensors = vars.iter().map(|(name, var)| {
         let tensor = match kinds[name] {
-            ParameterKind::Learned => {
-                values(grads.get(var).unwrap_or_else(|| panic!("no gradient of {name}")))
-            }
+            ParameterKind::Learned => match grads.get(var) {
+                Some(grad) => values(grad),
+                // Of a gate that is not learned, and of a branch that no sample is kept for.
+                None if !noisy || statistics == Statistics::Kept => vec![0.0; var.elem_count()],
+                None => panic!("no gradient of {name}"),
+            },
             ParameterKind::Statistic => values(var),
         };
         (name.clone(), tensor)
@@ -96,7 +109,7 @@ fn step(spec: &NetSpec, maps: Arc<dyn MapOps>, statistics: Statistics) -> Outcom
 
 /// Of the largest value of a tensor, from rounding in another order.
 const ROUNDING: f32 = 1e-3;
-/// The same where a channel that hardly any sample keeps has hardly any variance: BatchNorm then multiplies gradients, and
+/// The same where a channel, or a branch, that hardly any sample keeps has hardly any variance: BatchNorm then multiplies gradients, and
 /// their rounding, a hundredfold in every layer.
 const HARDLY_ANY_VARIANCE: f32 = 1e-2;
 
@@ -110,11 +123,11 @@ fn assert_near(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
 fn values_and_gradients_equal_candles() {
     for config in NETWORKS {
         let spec = NetConfig::from_json(config).unwrap().build().unwrap();
-        for statistics in [Statistics::Stored, Statistics::Batch] {
+        for statistics in [Statistics::Stored, Statistics::Batch, Statistics::Kept] {
             let want = step(&spec, Arc::new(Plain), statistics);
             let got = step(&spec, Arc::new(KernelMaps::new(2).unwrap()), statistics);
             let masked = spec.blocks.iter().any(|block| block.gate.channel.is_some());
-            let thin = masked && statistics == Statistics::Batch;
+            let thin = masked && statistics == Statistics::Batch || statistics == Statistics::Kept;
             let tolerance = if thin { HARDLY_ANY_VARIANCE } else { ROUNDING };
             assert_near(&got.logits, &want.logits, tolerance, config);
             for (name, want) in &want.tensors {
@@ -126,6 +139,19 @@ fn values_and_gradients_equal_candles() {
                 );
             }
         }
+    }
+}
+
+/// With stored statistics a branch that is not computed and one that is masked are the same.
+#[test]
+fn what_a_layer_gate_drops_changes_no_gradient() {
+    let config = r#"{"arch": "resnet20", "input_size": 12, "dyn_mode": "layer"}"#;
+    let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+    let run = |maps: Arc<dyn MapOps>| step_by(&spec, maps, &Decisions::Learned, Statistics::Stored);
+    let (want, got) = (run(Arc::new(Plain)), run(Arc::new(KernelMaps::new(2).unwrap())));
+    assert_near(&got.logits, &want.logits, ROUNDING, "logits");
+    for (name, want) in &want.tensors {
+        assert_near(&got.tensors[name], want, ROUNDING, name);
     }
 }
 

@@ -16,7 +16,7 @@ const CONFIG: &str =
     r#"{"arch": "cifar_resnet", "depths": [1, 1], "widths": [4, 8], "stem_width": 4, "dyn_mode": "layer"}"#;
 
 fn recipe() -> Recipe {
-    Recipe { epochs: 3, batch: 8, target: Some(0.5), seed: 5, ..Recipe::default() }
+    Recipe { epochs: 3, batch: 8, target: Some(0.5), seed: 5, skip_from: 0.6, ..Recipe::default() }
 }
 
 fn course<'a>(folder: &Path, data: &'a Batches, recipe: Recipe) -> Course<'a> {

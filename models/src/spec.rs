@@ -286,6 +286,12 @@ impl GateSpec {
     pub fn is_some(&self) -> bool {
         self.spatial.is_some() || self.channel.is_some()
     }
+
+    /// Whether a gate over the whole map is all there is.
+    pub fn is_layer(&self) -> bool {
+        let whole = |gate: &SpatialGateSpec| gate.grid.h * gate.grid.w == 1;
+        self.channel.is_none() && self.spatial.as_ref().is_some_and(whole)
+    }
 }
 
 impl ConvSpec {

@@ -61,6 +61,11 @@ impl Link {
             groups: channel.map(|gate| (gate.groups, gate.group_size)),
         })
     }
+
+    /// Whether one decision a sample is all that masks.
+    pub(super) fn is_layer(&self) -> bool {
+        self.groups.is_none() && self.grid.is_some_and(|grid| grid.h * grid.w == 1)
+    }
 }
 
 /// The chain on samples of one size.
@@ -78,6 +83,8 @@ pub(super) struct Inputs<'a> {
     pub(super) workers: &'a Workers,
     pub(super) n: usize,
     pub(super) statistics: Statistics,
+    /// The branch is computed for the samples alone whose only decision keeps it.
+    pub(super) skips: bool,
     /// `[n, h, w, c]`.
     pub(super) x: &'a [f32],
     pub(super) params: &'a [f32],
@@ -85,9 +92,21 @@ pub(super) struct Inputs<'a> {
     pub(super) keep: &'a [f32],
 }
 
+impl Inputs<'_> {
+    /// Whether the branch is computed for sample `i`.
+    pub(super) fn computes(&self, i: usize) -> bool {
+        !self.skips || self.keep[i] != 0.0
+    }
+
+    /// The same with every sample computed.
+    pub(super) fn of_all(self) -> Self {
+        Self { skips: false, ..self }
+    }
+}
+
 /// A unit's output before normalisation, and how it is normalised.
 pub(super) struct Normed {
-    /// `[n, h, w, c]`.
+    /// `[n, h, w, c]`; anything for what is not computed.
     pub(super) z: Buffer,
     pub(super) mean: Vec<f32>,
     pub(super) inv_std: Vec<f32>,
@@ -97,7 +116,7 @@ pub(super) struct Normed {
     pub(super) keep: Vec<f32>,
     /// Whether the statistics are the batch's.
     pub(super) of_batch: bool,
-    /// Rows in the batch.
+    /// Rows that are computed of the batch.
     pub(super) rows: usize,
 }
 
@@ -109,8 +128,9 @@ pub(super) struct Saved {
 /// Mean and variance of each channel.
 pub(super) type Moments = (Vec<f32>, Vec<f32>);
 
-/// Batch mean and unbiased variance of every unit that has a normalisation and was normalised with them.
-pub(super) type Moved = Vec<Option<Moments>>;
+/// Of every unit that was normalised with the batch's statistics: its mean and unbiased variance, and the share of the
+/// samples that they are of.
+pub(super) type Moved = Vec<Option<(Moments, f64)>>;
 
 impl Normed {
     /// The normalisation of sample `i`, its mask folded in.
@@ -192,7 +212,8 @@ impl Chain {
             let keep = self.channel_mask(inputs, unit, index);
             let stored = stored.get(index).context("stored statistics of every unit")?;
             let source = Source { unit, before: previous.map(|normed| (normed, self.units[index - 1].act)) };
-            let (this, batch) = source.forward(inputs, keep, stored.as_ref())?;
+            let seen = if projects { inputs.of_all() } else { inputs };
+            let (this, batch) = source.forward(seen, keep, stored.as_ref())?;
             normed.push(this);
             moved.push(batch);
         }
@@ -244,7 +265,8 @@ impl Chain {
                             Lies::InMap => Some(&work.map[..]),
                         };
                         let join_of = Join {
-                            x: last.sample(i, len),
+                            // A branch that is not computed has weight 0.
+                            x: shortcut.filter(|_| !inputs.computes(i)).unwrap_or(last.sample(i, len)),
                             affine: last.affine(i, &mut work.scale),
                             weight: &work.weight,
                             shortcut,
@@ -333,12 +355,13 @@ impl Source<'_> {
         inputs: Inputs<'_>,
         keep: Vec<f32>,
         stored: Option<&Moments>,
-    ) -> Result<(Normed, Option<Moments>)> {
+    ) -> Result<(Normed, Option<(Moments, f64)>)> {
         let Inputs { workers, n, params, .. } = inputs;
         let (unit, isa) = (self.unit, workers.isa);
         let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
         let filter = unit.filter(isa, params)?;
-        let of_batch = inputs.statistics == Statistics::Batch && stored.is_some();
+        let computed = (0..n).filter(|&i| inputs.computes(i)).count();
+        let of_batch = inputs.statistics != Statistics::Stored && stored.is_some() && computed > 0;
         let zeros = vec![0.0; c];
         let pivot = stored.map_or(&zeros, |(mean, _)| mean);
         let mut z = Shelf::any(&workers.shelf, n * len);
@@ -350,6 +373,9 @@ impl Source<'_> {
                     let (first, second) = sums.split_at_mut(c);
                     for (i, z) in z.chunks_exact_mut(len).enumerate() {
                         let i = piece * per + i;
+                        if !inputs.computes(i) {
+                            continue;
+                        }
                         self.fill(isa, inputs.x, i, work)?;
                         work.forward(isa, &filter, z)?;
                         if of_batch {
@@ -361,7 +387,7 @@ impl Source<'_> {
                 })
             })
         })?;
-        let rows = n * unit.geometry.output.pixels();
+        let rows = computed * unit.geometry.output.pixels();
         let (gamma, beta) =
             (unit.channels(params, unit.gamma_at, 1.0), unit.channels(params, unit.beta_at, 0.0));
         let (mean, var, moved) = match stored {
@@ -376,7 +402,7 @@ impl Source<'_> {
                 let mean: Vec<f32> =
                     pivot.iter().zip(&off).map(|(pivot, off)| (f64::from(*pivot) + off) as f32).collect();
                 let unbiased = var.iter().map(|var| (var * m / (m - 1.0).max(1.0)) as f32).collect();
-                let moved = (mean.clone(), unbiased);
+                let moved = ((mean.clone(), unbiased), computed as f64 / n as f64);
                 (mean, var.iter().map(|var| *var as f32).collect(), Some(moved))
             }
         };

@@ -133,6 +133,7 @@ impl Chain {
         }
         if let (Some(unit), Some(normed), Some(added)) = (&self.projection, saved.normed.get(last + 1), added)
         {
+            let inputs = inputs.of_all();
             let behind = through_norm(inputs, unit, normed, added)?;
             let target = if wanted.x { Target::Input } else { Target::Unused };
             let source = Source { unit, before: None };
@@ -173,7 +174,10 @@ impl Chain {
                         let Work { weight, scale, dots, .. } = work;
                         self.spatial_mask(inputs.keep, i, weight);
                         dots.resize(weight.len(), 0.0);
-                        let (x, affine) = (last.sample(i, len), last.affine(i, scale));
+                        // Of a branch that was not computed; its weight is 0.
+                        let x =
+                            if inputs.computes(i) { last.sample(i, len) } else { &y[i * len..(i + 1) * len] };
+                        let affine = last.affine(i, scale);
                         let call = JoinGrad {
                             join: Join { x, affine, weight, shortcut: None, act: self.link.act },
                             y: &y[i * len..(i + 1) * len],
@@ -304,6 +308,9 @@ impl UnitBack<'_> {
                     let samples = to.chunks_exact_mut(len).zip(dkeep.chunks_exact_mut(g.c_out));
                     for (i, (to, dkeep)) in samples.enumerate() {
                         let i = piece * per + i;
+                        if !inputs.computes(i) {
+                            continue;
+                        }
                         let there =
                             self.input_grad(inputs, &coefficients, i, weights, dkeep, filter.as_ref(), work)?;
                         match self.target {

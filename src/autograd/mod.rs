@@ -3,7 +3,8 @@
 //! [`KernelMaps`] is a [`MapOps`] for [`MaskedNetwork::with_maps`](crate::train::MaskedNetwork::with_maps): the same
 //! network, the same gradients, computed sample by sample in NHWC by `gather_gemm`, `filter_grad` and `batch_norm`. Between
 //! two convolutions nothing is stored but the convolution's output; activations are made again where the gradient needs them.
-//! A sample that no gradient reaches costs nothing on the way back.
+//! A sample that no gradient reaches costs nothing on the way back, and one that a layer gate drops nothing at all where the
+//! gate's decision is not to be learned.
 //!
 //! Sums over a batch are taken in an order that depends on the batch only: the same bits on any number of threads.
 //!
@@ -79,9 +80,9 @@ impl KernelMaps {
         let out = map.tensor.apply_op3(&params, &kept, op)?;
         let moved = moved.lock().ok().and_then(|mut moved| moved.take()).unwrap_or_default();
         for (norm, moved) in norms.into_iter().zip(moved) {
-            if let (Some(norm), Some((mean, var))) = (norm, moved) {
-                follow(norm.running_mean(), mean, norm.momentum())?;
-                follow(norm.running_var(), var, norm.momentum())?;
+            if let (Some(norm), Some(((mean, var), share))) = (norm, moved) {
+                follow(norm.running_mean(), mean, norm.momentum() * share)?;
+                follow(norm.running_var(), var, norm.momentum() * share)?;
             }
         }
         Ok(Some(y.map(out)))

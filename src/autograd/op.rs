@@ -20,6 +20,8 @@ pub(super) struct ChainOp {
     statistics: Statistics,
     stored: Vec<Option<Moments>>,
     wanted: Wanted,
+    /// Samples that the decisions drop are not computed.
+    skips: bool,
     saved: Mutex<Option<Saved>>,
     moved: Arc<Mutex<Option<Moved>>>,
 }
@@ -34,9 +36,12 @@ impl ChainOp {
         wanted: Wanted,
     ) -> Self {
         let (saved, moved) = (Mutex::new(None), Arc::default());
+        let only_kept = statistics == Statistics::Kept || statistics == Statistics::Stored && !wanted.keep;
+        let skips = only_kept && chain.link.is_layer();
+        let wanted = Wanted { keep: wanted.keep && !skips, ..wanted };
         let (n, last) = (x.shape[0], chain.last());
         let y = Values::new([n, last.output_map().h, last.output_map().w, last.geometry.c_out]);
-        Self { chain, workers, x, y, n, statistics, stored, wanted, saved, moved }
+        Self { chain, workers, x, y, n, statistics, stored, wanted, skips, saved, moved }
     }
 
     /// Where the batch's statistics will be.
@@ -57,7 +62,8 @@ impl ChainOp {
         if got != need {
             candle_core::bail!("chain: map, parameters and decisions have {got:?} values, expected {need:?}");
         }
-        Ok(Inputs { workers: &self.workers, n: self.n, statistics: self.statistics, x, params, keep })
+        let (workers, n, statistics, skips) = (&*self.workers, self.n, self.statistics, self.skips);
+        Ok(Inputs { workers, n, statistics, skips, x, params, keep })
     }
 }
 

@@ -109,6 +109,10 @@ struct Changes {
     /// Share of the steps after which gates decide without noise [default: 1, never]
     #[arg(long, value_name = "SHARE")]
     noise_until: Option<f64>,
+    /// Share of the steps after which what a layer gate drops is not computed, and these gates learn from the cost alone
+    /// [default: 1, never]
+    #[arg(long, value_name = "SHARE")]
+    skip_from: Option<f64>,
     /// Seed of everything random [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -127,6 +131,7 @@ impl Changes {
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);
         set(&mut recipe.noise_until, self.noise_until);
+        set(&mut recipe.skip_from, self.skip_from);
         set(&mut recipe.seed, self.seed);
         recipe.lr = self.lr.or(recipe.lr);
         recipe.target = self.target.or(recipe.target);

@@ -1,11 +1,11 @@
 //! A residual block with its gates.
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor, Var};
 use candle_nn::ops::sigmoid;
 use laud_models::{BlockSpec, Shortcut, SqueezeExciteSpec, SqueezePooling};
 
-use super::decisions::{BlockMasks, PerGate, Sampling, given};
+use super::decisions::{BlockMasks, PerGate, Sampling, bits, given};
 use super::gate::{Gate, expand, upsample};
 use super::layers::{ChannelMask, Conv, Linear, Statistics, Weights, activate};
 use super::maps::{Map, MapOps};
@@ -115,6 +115,9 @@ impl Residual {
         keep: &PerGate<Tensor>,
         statistics: Statistics,
     ) -> Result<Tensor> {
+        if let (Statistics::Kept, Some(kept), true) = (statistics, &keep.spatial, self.spec.gate.is_layer()) {
+            return self.of_kept(x, kept);
+        }
         let spatial = match (&self.spec.gate.spatial, &keep.spatial) {
             (Some(gate), Some(keep)) => Some(upsample(keep, gate.grid, self.spec.output)?),
             _ => None,
@@ -124,14 +127,7 @@ impl Residual {
             _ => None,
         };
         let mask = channel.as_ref().map(|(keep, point)| ChannelMask { keep, point: *point });
-        let mut y = x.clone();
-        for (index, conv) in self.convs.iter().enumerate() {
-            let last = index + 1 == self.convs.len();
-            if let (true, Some(se)) = (last, &self.squeeze_excite) {
-                y = se.forward(&y, spatial.as_ref())?;
-            }
-            y = conv.forward(&y, mask.filter(|_| !last), statistics)?;
-        }
+        let mut y = self.branch(x, (spatial.as_ref(), mask), statistics)?;
         if let Some(keep) = &spatial {
             y = y.broadcast_mul(keep)?;
         }
@@ -139,6 +135,49 @@ impl Residual {
             y = (y + shortcut)?;
         }
         activate(&y, self.spec.act)
+    }
+
+    /// With the branch on the samples that `keep [n, 1]` keeps.
+    fn of_kept(&self, x: &Tensor, keep: &Tensor) -> Result<Tensor> {
+        let kept = (0..).zip(bits(keep)?).filter_map(|(i, keep)| keep.then_some(i)).collect::<Vec<u32>>();
+        let output = self.spec.output;
+        let c_out = self.convs.last().map_or(0, |conv| conv.spec.c_out);
+        let mut y = Tensor::zeros((x.dim(0)?, c_out, output.h, output.w), DType::F32, x.device())?;
+        if !kept.is_empty() {
+            let share = kept.len() as f64 / x.dim(0)? as f64;
+            let kept = Tensor::new(kept, x.device())?;
+            let norms = || self.convs.iter().filter_map(|conv| conv.norm.as_ref());
+            let stored = norms().flat_map(|norm| [norm.running_mean(), norm.running_var()]);
+            let before = stored.clone().map(Tensor::copy).collect::<Result<Vec<_>, _>>()?;
+            let x = x.contiguous()?.index_select(&kept, 0)?;
+            let branch = self.branch(&x, (None, None), Statistics::Batch)?;
+            for (stored, before) in stored.zip(before) {
+                let moved = (&before + ((stored - &before)? * share)?)?;
+                Var::from_tensor(stored)?.set(&moved)?;
+            }
+            y = y.index_add(&kept, &branch.contiguous()?, 0)?;
+        }
+        if let Some(shortcut) = self.shortcut(x, Statistics::Batch)? {
+            y = (y + shortcut)?;
+        }
+        activate(&y, self.spec.act)
+    }
+
+    fn branch(
+        &self,
+        x: &Tensor,
+        (spatial, mask): (Option<&Tensor>, Option<ChannelMask<'_>>),
+        statistics: Statistics,
+    ) -> Result<Tensor> {
+        let mut y = x.clone();
+        for (index, conv) in self.convs.iter().enumerate() {
+            let last = index + 1 == self.convs.len();
+            if let (true, Some(se)) = (last, &self.squeeze_excite) {
+                y = se.forward(&y, spatial)?;
+            }
+            y = conv.forward(&y, mask.filter(|_| !last), statistics)?;
+        }
+        Ok(y)
     }
 
     /// Whether squeeze-excitation sits in the branch.

@@ -32,6 +32,9 @@ pub enum Statistics {
     Stored,
     /// Those of the batch, which also move the stored ones: a tenth of the way, as PyTorch does.
     Batch,
+    /// As `Batch`, but a branch with a layer gate alone sees only the images that it is kept for: the others are not
+    /// computed, no gradient of the branch reaches the decisions, and its stored statistics move the less the fewer it sees.
+    Kept,
 }
 
 /// A channel mask `keep [n, c, 1, 1]` and where it multiplies.
@@ -84,7 +87,7 @@ impl Conv {
                 y = y.broadcast_add(bias)?;
             }
             let y_masked = masked(y, MaskPoint::BeforeNorm)?;
-            y = norm.forward_t(&y_masked, statistics == Statistics::Batch)?;
+            y = norm.forward_t(&y_masked, statistics != Statistics::Stored)?;
         } else {
             y = masked(y, MaskPoint::BeforeNorm)?;
             if let Some(bias) = &bias {

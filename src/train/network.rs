@@ -121,12 +121,13 @@ impl MaskedNetwork {
             let (given, blocks) = (masks.len(), self.blocks.len());
             ensure!(given == blocks, "decisions given for {given} blocks, the network has {blocks}");
         }
+        let of_gates = if statistics == Statistics::Kept { Statistics::Stored } else { statistics };
         let maps = &*self.maps;
         let images = images.to_dtype(DType::F32)?;
         let mut x = self.stem.forward(&images, maps, statistics).context("stem")?;
         for (index, block) in self.blocks.iter().enumerate() {
             let mut run = || -> Result<Map> {
-                let logits = block.logits(&x, maps, statistics)?;
+                let logits = block.logits(&x, maps, of_gates)?;
                 let keep = match decisions {
                     Decisions::Learned => logits.as_ref().try_map(decide)?,
                     Decisions::Given(masks) => block.given(&masks[index], &x.tensor)?,

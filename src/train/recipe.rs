@@ -47,6 +47,10 @@ pub struct Recipe {
     pub temperature_last: f64,
     /// Share of the steps after which gates decide without noise, as they will when the network is used; 1: never.
     pub noise_until: f64,
+    /// Share of the steps after which a branch that a layer gate drops for an image is not computed for it. Its
+    /// normalisations then see the other images only, and layer gates learn from the cost alone, which holds them at the
+    /// target. Needs `batch_statistics`. 1: never.
+    pub skip_from: f64,
     /// Keep bias of fresh spatial and layer gates.
     pub gate_bias_spatial: f64,
     /// Keep bias of fresh channel gates.
@@ -105,6 +109,7 @@ impl Default for Recipe {
             temperature_first: 5.0,
             temperature_last: 0.1,
             noise_until: 1.0,
+            skip_from: 1.0,
             gate_bias_spatial: bias.spatial,
             gate_bias_channel: bias.channel,
             official_unset_bias: false,
@@ -159,6 +164,7 @@ impl Recipe {
             ("distill", self.distill),
             ("cost_weight", self.cost_weight),
             ("noise_until", self.noise_until),
+            ("skip_from", self.skip_from),
         ];
         for (name, value) in not_negative {
             ensure!(value.is_finite() && value >= 0.0, "{name} is {value}, it must not be negative");
@@ -166,6 +172,11 @@ impl Recipe {
         if let Some(target) = self.target {
             ensure!((0.0..=1.0).contains(&target), "target is {target}, a share in 0..=1 is needed");
         }
+        ensure!(
+            self.skip_from >= 1.0 || self.batch_statistics && self.train != Trained::Gates,
+            "skip_from is {}: it needs the batch's statistics and a backbone that moves",
+            self.skip_from
+        );
         ensure!(
             self.labels || self.distill > 0.0,
             "without labels there is nothing to learn from but the teacher: distill must be positive"

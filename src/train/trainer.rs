@@ -225,6 +225,16 @@ impl Trainer {
         self.losses_under(images, labels, Sampling { temperature, noise: &noise }, done)
     }
 
+    /// What normalisations see when `progress` of the training is over.
+    fn statistics(&self, progress: f64) -> Statistics {
+        let frozen = self.recipe.train == Trained::Gates || !self.recipe.batch_statistics;
+        match progress >= self.recipe.skip_from {
+            _ if frozen => Statistics::Stored,
+            true => Statistics::Kept,
+            false => Statistics::Batch,
+        }
+    }
+
     /// The losses under given noise, when `progress` (`0..=1`) of the training is over.
     pub fn losses_under(
         &self,
@@ -234,9 +244,8 @@ impl Trainer {
         progress: f64,
     ) -> Result<Losses> {
         let recipe = &self.recipe;
-        let frozen = recipe.train == Trained::Gates || !recipe.batch_statistics;
-        let statistics = if frozen { Statistics::Stored } else { Statistics::Batch };
-        let activity = self.network.forward_train(images, &Decisions::Sampled(sampling), statistics)?;
+        let decisions = Decisions::Sampled(sampling);
+        let activity = self.network.forward_train(images, &decisions, self.statistics(progress))?;
         let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         let mut losses = Losses {
             total: total.clone(),
