@@ -33,6 +33,7 @@
 //! `0..=1`.
 #![forbid(unsafe_code)]
 
+pub mod correction;
 pub mod dataset;
 mod density;
 pub mod distribution;

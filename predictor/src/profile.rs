@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::learned::{FitOptions, Model, Outside, Prediction, nnls, predict_held_out};
+use crate::correction::Correction;
+use crate::learned::{FitOptions, Model, Outside, Prediction, predict_held_out};
 use crate::workload::{Sample, Workload};
 use crate::{DeviceFacts, Error, Result};
 
 /// The version of the file that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What was learned about one device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,24 +59,6 @@ pub struct Validation {
     pub repeatability: f64,
 }
 
-/// From the sum over a network's calls to the network: `scale · sum + per_call_ns · calls + fixed_ns`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Correction {
-    /// Factor on the sum.
-    pub scale: f64,
-    /// Between one call and the next, in nanoseconds.
-    pub per_call_ns: f64,
-    /// Once an inference, in nanoseconds.
-    pub fixed_ns: f64,
-}
-
-impl Default for Correction {
-    fn default() -> Self {
-        Self { scale: 1.0, per_call_ns: 0.0, fixed_ns: 0.0 }
-    }
-}
-
 impl Profile {
     /// Fits a model to all measurements; how well it does is found out with shapes held out
     /// ([`predict_held_out`]), where there are enough.
@@ -100,28 +83,30 @@ impl Profile {
     /// Time of a whole network: its calls, and how often each is made.
     pub fn network<'a>(&self, calls: impl IntoIterator<Item = (&'a Workload, f64)>) -> Prediction {
         let mut whole = Prediction::default();
-        let mut number = 0.0;
         // Errors of different calls partly cancel: the spreads add up as independent ones and common ones half and half.
         let (mut squares, mut spread) = ([0.0; 2], [0.0; 2]);
         for (call, times) in calls {
             let one = self.model.predict(call);
-            whole.ns += times * one.ns;
-            whole.parts += one.parts.scaled(times);
+            let (scaled, between) =
+                (times * self.correction.factor(call.op, one.ns), times * self.correction.per_call_ns);
+            whole.ns += scaled * one.ns + between;
+            whole.parts += one.parts.scaled(scaled);
+            whole.parts.launch_ns += between;
             whole.outside = whole.outside.or(one.outside);
-            number += times;
             for (i, off) in [one.ns - one.low_ns, one.high_ns - one.ns].into_iter().enumerate() {
-                squares[i] += (times * off).powi(2);
-                spread[i] += times * off;
+                squares[i] += (scaled * off).powi(2);
+                spread[i] += scaled * off;
             }
         }
-        let Correction { scale, per_call_ns, fixed_ns } = self.correction;
-        let more = per_call_ns * number + fixed_ns;
-        whole.parts = whole.parts.scaled(scale);
-        whole.parts.launch_ns += more;
-        whole.ns = whole.ns * scale + more;
-        let off = |i: usize| scale * 0.5 * (squares[i].sqrt() + spread[i]);
+        let off = |i: usize| 0.5 * (squares[i].sqrt() + spread[i]);
         (whole.low_ns, whole.high_ns) = ((whole.ns - off(0)).max(0.0), whole.ns + off(1));
         whole
+    }
+
+    /// Time of a call inside a network, nanoseconds.
+    pub fn call_ns(&self, call: &Workload) -> f64 {
+        let ns = self.model.predict(call).ns;
+        self.correction.factor(call.op, ns) * ns + self.correction.per_call_ns
     }
 
     /// As text, to be read by [`from_json`](Self::from_json).
@@ -161,21 +146,18 @@ impl Profile {
 
     fn check(&self) -> Result<()> {
         let Validation { mape, within_10_percent, coverage, repeatability, .. } = self.validation;
-        let Correction { scale, per_call_ns, fixed_ns } = self.correction;
         let numbers = [
             ("mape", mape),
             ("within_10_percent", within_10_percent),
             ("coverage", coverage),
             ("repeatability", repeatability),
-            ("scale", scale),
-            ("per_call_ns", per_call_ns),
-            ("fixed_ns", fixed_ns),
         ];
         if let Some((field, value)) =
             numbers.into_iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0))
         {
             return Err(Error::Profile { reason: format!("{field} = {value} is not a number from 0 on") });
         }
+        self.correction.check()?;
         self.model.check()
     }
 }
@@ -199,21 +181,6 @@ impl Validation {
             repeatability += sample.mad_ns / sample.median_ns / n;
         }
         Self { held_out, mape, within_10_percent: within, coverage: inside, repeatability }
-    }
-}
-
-impl Correction {
-    /// Least relative error on networks: pairs of the sum over the calls, their number, and the measured time. The scale
-    /// stays between a half and two.
-    pub fn fit(networks: &[(f64, f64, f64)]) -> Self {
-        let rows: Vec<(Vec<f64>, f64)> =
-            networks.iter().map(|&(sum, calls, measured)| (vec![sum, calls, 1.0], measured)).collect();
-        match nnls::relative(&rows).as_slice() {
-            &[scale, per_call_ns, fixed_ns] if (0.5..=2.0).contains(&scale) => {
-                Self { scale, per_call_ns, fixed_ns }
-            }
-            _ => Self::default(),
-        }
     }
 }
 
@@ -274,7 +241,7 @@ mod tests {
         );
         assert!(said(&json[..json.len() / 2]).contains("cannot parse a profile"));
         assert!(said("").contains("cannot parse a profile"));
-        assert!(said(&json.replacen("\"version\":1", "\"version\":0", 1)).contains("version 0"));
+        assert!(said(&json.replacen(&format!("\"version\":{VERSION}"), "\"version\":0", 1)).contains("version 0"));
         let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
         let mut broken = |path: &str, to: serde_json::Value| {
             let before = std::mem::replace(value.pointer_mut(path).unwrap(), to);
@@ -283,7 +250,7 @@ mod tests {
             said
         };
         let minus = serde_json::json!(-1.0);
-        assert!(broken("/correction/scale", minus.clone()).contains("scale = -1"));
+        assert!(broken("/correction/linear", minus.clone()).contains("linear: -1"));
         assert!(broken("/validation/mape", minus.clone()).contains("mape"));
         assert!(broken("/model/ops/0/regression/coefficients/0", minus).contains("gather_gemm"));
         assert!(broken("/model/ops/0/measured", serde_json::json!([])).contains("ranges"));
@@ -300,22 +267,15 @@ mod tests {
         assert!((whole.ns / (3.5 * one.ns) - 1.0).abs() < 1e-12);
         assert!((whole.parts.total_ns() / whole.ns - 1.0).abs() < 1e-12);
         assert!(whole.low_ns > 3.5 * one.low_ns && whole.high_ns < 3.5 * one.high_ns);
-        profile.correction = Correction { scale: 1.1, per_call_ns: 100.0, fixed_ns: 50.0 };
+        profile.correction = Correction {
+            gather_gemm: 1.1,
+            short_gather_gemm: 1.1,
+            per_call_ns: 100.0,
+            ..Correction::default()
+        };
         let more = profile.network([(&call, 1.0), (&call, 2.5)]);
-        assert!((more.ns - (1.1 * whole.ns + 400.0)).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_correction_is_learned_from_networks() {
-        let networks: Vec<(f64, f64, f64)> = (1..20)
-            .map(|i| {
-                let (sum, calls) = (1e6 * f64::from(i * i % 17 + 1), f64::from(i % 7 + 20));
-                (sum, calls, 1.2 * sum + 500.0 * calls + 9000.0)
-            })
-            .collect();
-        let Correction { scale, per_call_ns, fixed_ns } = Correction::fit(&networks);
-        assert!((scale - 1.2).abs() < 1e-3, "{scale}");
-        assert!((per_call_ns * 23.0 + fixed_ns - 20_500.0).abs() < 500.0, "{per_call_ns} {fixed_ns}");
-        assert_eq!(Correction::fit(&[]), Correction::default());
+        assert!((more.ns - (1.1 * whole.ns + 350.0)).abs() < 1e-6);
+        assert!((more.ns - 3.5 * profile.call_ns(&call)).abs() < 1e-6);
+        assert!((more.parts.total_ns() / more.ns - 1.0).abs() < 1e-12);
     }
 }

@@ -5,12 +5,12 @@ use crate::plan::{Activity, CPU_MAP_BYTES, Call, ExecutionPlan, Lowered, Setting
 use crate::{Device, Element, RandomWeights, Session};
 use anyhow::Result;
 use laud_models::{NetConfig, NetSpec};
+use laud_predictor::correction::{Correction, Timed};
 use laud_predictor::learned::Model;
-use laud_predictor::profile::Correction;
 use laud_predictor::workload::DType;
 
 /// Whole networks that the sum over their calls is compared with, and the densities.
-const NETWORKS: [(&str, &[f64]); 4] = [
+const NETWORKS: [(&str, &[f64]); 8] = [
     (
         r#"{"arch": "resnet50", "dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]}"#,
         &[0.2, 0.5, 0.8, 1.0],
@@ -21,13 +21,15 @@ const NETWORKS: [(&str, &[f64]); 4] = [
         &[0.3, 0.6, 1.0],
     ),
     (r#"{"arch": "mobilenet_v2"}"#, &[1.0]),
+    (r#"{"arch": "mobilenet_v2", "dyn_mode": "spatial", "spatial_granularity": 2}"#, &[0.4]),
+    (r#"{"arch": "resnet18", "dyn_mode": "layer"}"#, &[1.0]),
+    (r#"{"arch": "cifar_resnet56", "dyn_mode": "layer"}"#, &[0.5, 1.0]),
+    (r#"{"arch": "cifar_resnet20", "dyn_mode": "spatial", "spatial_granularity": 4}"#, &[0.5]),
 ];
 const ROUNDS: usize = 21;
 const WARM_UP: usize = 2;
 /// Rounds that count: the faster ones, as for the calls.
 const COUNTED: usize = 11;
-/// More than a microsecond does not pass between two calls: what looks like it is an error of the calls.
-const MOST_BETWEEN_NS: f64 = 1000.0;
 
 /// Part of an inference: its calls and how long they took together.
 struct Part {
@@ -64,7 +66,7 @@ pub fn correct(
             parts.extend(measure(&session, &spec, density, &setting)?);
         }
     }
-    Ok(fit(model, &parts))
+    Ok(Correction::fit(&parts.iter().map(|part| part.timed(model)).collect::<Vec<_>>()))
 }
 
 fn measure(session: &Session, spec: &NetSpec, density: f64, setting: &Setting) -> Result<Vec<Part>> {
@@ -100,58 +102,12 @@ fn measure(session: &Session, spec: &NetSpec, density: f64, setting: &Setting) -
     Ok(parts)
 }
 
-/// Least squares of the relative error, weighted by time: what the parts of a network add up to is what counts.
-fn fit(model: &Model, parts: &[Part]) -> Correction {
-    // Weight 1 ÷ ns: squares of relative errors, times the part's share of the whole.
-    let (mut ss, mut sc, mut cc, mut sn, mut cn) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for Part { calls, ns } in parts.iter().filter(|part| part.ns > 0.0) {
-        let sum: f64 = calls.iter().map(|call| call.times * model.predict(&call.workload).ns).sum();
-        let count: f64 = calls.iter().map(|call| call.times).sum();
-        ss += sum * sum / ns;
-        sc += sum * count / ns;
-        cc += count * count / ns;
-        sn += sum;
-        cn += count;
-    }
-    if ss <= 0.0 {
-        return Correction::default();
-    }
-    let determinant = ss * cc - sc * sc;
-    let free = if determinant > 1e-9 * ss * cc { (cn * ss - sn * sc) / determinant } else { 0.0 };
-    let per_call_ns = free.clamp(0.0, MOST_BETWEEN_NS);
-    Correction { scale: ((sn - per_call_ns * sc) / ss).max(0.1), per_call_ns, fixed_ns: 0.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use laud_kernels::Isa;
-    use laud_predictor::learned::FitOptions;
-    use laud_predictor::workload::{Op, Sample, Workload};
-
-    #[test]
-    fn the_correction_that_was_put_in_is_found() {
-        let workload = |c: u32| Workload::new(Op::GatherGemm, 14, 14, c, c);
-        let samples: Vec<Sample> = (1..40)
-            .map(|i| Sample {
-                workload: workload(8 * i),
-                median_ns: 1e3 * f64::from(i),
-                mad_ns: 0.0,
-                repeats: 9,
-            })
-            .collect();
-        let facts = super::super::device_facts(Isa::detect());
-        let model = Model::fit(&samples, &facts, &FitOptions::default()).unwrap();
-        let parts: Vec<Part> = (1..30)
-            .map(|i| {
-                let calls: Vec<Call> =
-                    (0..1 + i % 4).map(|j| Call { workload: workload(8 * (i + j)), times: 1.0 }).collect();
-                let sum: f64 = calls.iter().map(|call| model.predict(&call.workload).ns).sum();
-                Part { ns: 1.1 * sum + 300.0 * calls.len() as f64, calls }
-            })
-            .collect();
-        let found = fit(&model, &parts);
-        assert!((found.scale - 1.1).abs() < 1e-6 && (found.per_call_ns - 300.0).abs() < 1e-3, "{found:?}");
-        assert_eq!(fit(&model, &[]), Correction::default());
+impl Part {
+    fn timed(&self, model: &Model) -> Timed {
+        let mut timed = Timed::new(self.ns);
+        self.calls.iter().for_each(|Call { workload, times }| {
+            timed.add(workload.op, model.predict(workload).ns, *times);
+        });
+        timed
     }
 }

@@ -95,7 +95,7 @@ pub(super) fn verify(
                 Activity::of(block, &masks.patches, &masks.channel_groups, plan.granularity)
             });
         let lowered = lower(spec, plan, &activities.collect::<Result<Vec<_>>>()?, setting);
-        let ns = network_ns(profile, lowered.calls()) + profile.correction.fixed_ns;
+        let ns = network_ns(profile, lowered.calls());
         networks.push(Whole {
             name: name.clone(),
             measured_us: median(&|trace| trace.total_ns(), traces),

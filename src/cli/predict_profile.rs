@@ -186,7 +186,7 @@ fn expected(profile: &Profile, lowered: &Lowered) -> Expected {
             outside = Some(format!("{}: {why}", call.workload));
         }
     }
-    let ns = network_ns(profile, lowered.calls()) + profile.correction.fixed_ns;
+    let ns = network_ns(profile, lowered.calls());
     Expected { ns, parts, outside }
 }
 

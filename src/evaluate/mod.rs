@@ -109,7 +109,7 @@ impl Forecast<'_> {
     fn ms(&self, spec: &NetSpec, output: &Output) -> Result<f64> {
         let activities = recorded(spec, "", output, 0)?.activities();
         let lowered = lower(spec, self.plan, &activities, &self.setting);
-        Ok((network_ns(self.profile, lowered.calls()) + self.profile.correction.fixed_ns) / 1e6)
+        Ok(network_ns(self.profile, lowered.calls()) / 1e6)
     }
 }
 

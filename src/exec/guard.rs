@@ -220,7 +220,7 @@ mod tests {
             dense_above: 1.0,
             expected: Some(expected.clone()),
         };
-        let times = Times { batch: 1, threads: 1, stem_ns: 200.0, head_ns: 100.0, fixed_ns: 0.0 };
+        let times = Times { batch: 1, threads: 1, stem_ns: 200.0, head_ns: 100.0 };
         ExecutionPlan { network: "two".into(), expected: Some(times), blocks: vec![block("a"), block("b")] }
     }
 

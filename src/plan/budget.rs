@@ -86,7 +86,7 @@ fn macs(spec: &NetSpec, activities: &[Activity]) -> Result<Costs> {
 
 fn time(spec: &NetSpec, profile: &Profile, activities: &[Activity], setting: &Setting) -> Costs {
     let lowered = lower(spec, &ExecutionPlan::sparse(spec), activities, setting);
-    let around = network_ns(profile, lowered.stem.iter().chain(&lowered.head)) + profile.correction.fixed_ns;
+    let around = network_ns(profile, lowered.stem.iter().chain(&lowered.head));
     Costs { around, blocks: lowered.blocks.iter().map(|calls| network_ns(profile, calls)).collect() }
 }
 

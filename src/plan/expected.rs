@@ -26,8 +26,6 @@ pub struct Times {
     pub stem_ns: f32,
     /// Behind the last block.
     pub head_ns: f32,
-    /// Once an inference.
-    pub fixed_ns: f32,
 }
 
 impl Expected {

@@ -92,20 +92,15 @@ pub fn search(
         threads: setting.threads,
         stem_ns: ns(&lowered.stem) as f32,
         head_ns: ns(&lowered.head) as f32,
-        fixed_ns: profile.correction.fixed_ns as f32,
     });
-    let whole = |lowered: &super::Lowered| network_ns(profile, lowered.calls()) + profile.correction.fixed_ns;
+    let whole = |lowered: &super::Lowered| network_ns(profile, lowered.calls());
     let dense = time(&ExecutionPlan::with_threshold(spec, 0.0));
     Ok(Choice { ns: whole(&lowered), dense_ns: whole(&dense), plan, alternatives })
 }
 
-/// Expected time of calls of a network, nanoseconds, without what an inference costs once.
+/// Expected time of calls of a network, nanoseconds.
 pub fn network_ns<'a>(profile: &Profile, calls: impl IntoIterator<Item = &'a Call>) -> f64 {
-    let correction = profile.correction;
-    let one = |call: &Call| {
-        call.times * (correction.scale * profile.model.predict(&call.workload).ns + correction.per_call_ns)
-    };
-    calls.into_iter().map(one).sum()
+    calls.into_iter().map(|call| call.times * profile.call_ns(&call.workload)).sum()
 }
 
 /// Sides of squares, in cells, that a block can be scheduled in.

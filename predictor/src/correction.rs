@@ -1,0 +1,186 @@
+//! [`Correction`]: from calls on their own to calls inside a network.
+//!
+//! Inside a network a call finds its operand where the call before left it, and its code where its last use was many calls ago.
+//! How much that matters differs from kernel to kernel, and networks that were timed block by block tell.
+
+use serde::{Deserialize, Serialize};
+
+use crate::learned::scales::{Priors, Scales};
+use crate::workload::Op;
+use crate::{Error, Result};
+
+/// Factors on the time of a call on its own, by kernel, and what passes between two calls.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Correction {
+    /// [`Op::GatherGemm`] from 100 µs on.
+    pub gather_gemm: f64,
+    /// The same up to 10 µs; in between it passes over.
+    pub short_gather_gemm: f64,
+    /// [`Op::Depthwise`].
+    pub depthwise: f64,
+    /// [`Op::SqueezeExcite`].
+    pub squeeze_excite: f64,
+    /// [`Op::Linear`].
+    pub linear: f64,
+    /// What reads a map once: pooling and the gates of patches.
+    pub pooling: f64,
+    /// Everything else.
+    pub other: f64,
+    /// Between one call and the next, nanoseconds.
+    pub per_call_ns: f64,
+}
+
+/// Factors, and the time between calls.
+const KINDS: usize = 8;
+/// How far kernels are expected to be from what they are on their own: a tenth.
+const PRIORS: Priors<KINDS> =
+    Priors { common: 0.05, each: [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], noise: 0.05 };
+/// What is expected to pass between two calls, nanoseconds.
+const BETWEEN_NS: f64 = 100.0;
+/// Calls of `gather_gemm` are short up to the one and long from the other, nanoseconds.
+const SHORT_NS: f64 = 1e4;
+const LONG_NS: f64 = 1e5;
+
+/// Calls of a network that were timed together.
+#[derive(Clone, Copy, Debug)]
+pub struct Timed {
+    kinds: [f64; KINDS],
+    ns: f64,
+}
+
+impl Timed {
+    /// No call yet, of those that took `ns` together.
+    pub fn new(ns: f64) -> Self {
+        Self { kinds: [0.0; KINDS], ns }
+    }
+
+    /// Adds calls that are expected to take `ns` each on their own.
+    pub fn add(&mut self, op: Op, ns: f64, times: f64) {
+        for (i, share) in kinds(op, ns) {
+            self.kinds[i] += times * share * ns;
+        }
+        self.kinds[KINDS - 1] += times * BETWEEN_NS;
+    }
+}
+
+/// Which factors a call is multiplied with, in which shares.
+fn kinds(op: Op, ns: f64) -> [(usize, f64); 2] {
+    let kind = match op {
+        Op::GatherGemm => {
+            let long = ((ns / SHORT_NS).ln() / (LONG_NS / SHORT_NS).ln()).clamp(0.0, 1.0);
+            return [(0, long), (1, 1.0 - long)];
+        }
+        Op::Depthwise => 2,
+        Op::SqueezeExcite => 3,
+        Op::Linear => 4,
+        Op::MaxPool | Op::MeanPool | Op::PatchGate => 5,
+        Op::PadChannels | Op::FromNchw | Op::ToNchw | Op::Compact | Op::Overhead => 6,
+    };
+    [(kind, 1.0), (kind, 0.0)]
+}
+
+impl Default for Correction {
+    /// Calls inside a network are those on their own.
+    fn default() -> Self {
+        Self::of([1.0; KINDS - 1], 0.0)
+    }
+}
+
+impl Correction {
+    /// The most likely factors; those of kernels that hardly occur stay near those of the others. Parts without a call or
+    /// a time are left out.
+    pub fn fit(parts: &[Timed]) -> Self {
+        let known = parts.iter().filter(|part| part.ns > 0.0 && part.kinds.iter().sum::<f64>() > 0.0);
+        let rows: Vec<_> = known.map(|part| (part.kinds, part.ns)).collect();
+        if rows.is_empty() {
+            return Self::default();
+        }
+        let factors = Scales::fit(&rows, &PRIORS).factors();
+        Self::of(std::array::from_fn(|i| factors[i]), BETWEEN_NS * factors[KINDS - 1])
+    }
+
+    fn of(factors: [f64; KINDS - 1], per_call_ns: f64) -> Self {
+        let [gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other] = factors;
+        Self {
+            gather_gemm,
+            short_gather_gemm,
+            depthwise,
+            squeeze_excite,
+            linear,
+            pooling,
+            other,
+            per_call_ns,
+        }
+    }
+
+    fn factors(&self) -> [f64; KINDS - 1] {
+        let Self {
+            gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other, ..
+        } = *self;
+        [gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other]
+    }
+
+    /// Factor on a call that takes `ns` on its own.
+    pub fn factor(&self, op: Op, ns: f64) -> f64 {
+        let factors = self.factors();
+        kinds(op, ns).iter().map(|(i, share)| share * factors[*i]).sum()
+    }
+
+    /// # Errors
+    /// When a factor is not above 0 or the time between calls is negative.
+    pub(crate) fn check(&self) -> Result<()> {
+        let factors = self.factors().into_iter().all(|factor| factor.is_finite() && factor > 0.0);
+        if factors && self.per_call_ns.is_finite() && self.per_call_ns >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::Profile { reason: format!("the correction {self:?} has a number that is not above 0") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_correction_that_was_put_in_is_found() {
+        let truth = Correction {
+            depthwise: 1.2,
+            gather_gemm: 0.95,
+            short_gather_gemm: 1.1,
+            per_call_ns: 300.0,
+            ..Correction::default()
+        };
+        let parts: Vec<Timed> = (0..200)
+            .map(|i| {
+                let calls = [
+                    (Op::GatherGemm, 3e3 * f64::from(1 + i % 7)),
+                    (Op::GatherGemm, 2e5 * f64::from(i % 3)),
+                    (Op::Depthwise, 1e4 * f64::from(i % 11)),
+                ];
+                let times = f64::from(1 + i % 4);
+                let inside = |&(op, ns): &(Op, f64)| truth.factor(op, ns) * ns + truth.per_call_ns;
+                let mut part = Timed::new(times * calls.iter().map(inside).sum::<f64>());
+                calls.iter().for_each(|&(op, ns)| part.add(op, ns, times));
+                part
+            })
+            .collect();
+        let found = Correction::fit(&parts);
+        for (found, truth) in found.factors().iter().zip(truth.factors()) {
+            assert!((found / truth - 1.0).abs() < 0.02, "{found} for {truth}");
+        }
+        assert!((found.per_call_ns - 300.0).abs() < 30.0, "{found:?}");
+        assert_eq!(Correction::fit(&[]), Correction::default());
+        assert_eq!(Correction::fit(&[Timed::new(5.0), Timed::new(0.0)]), Correction::default());
+    }
+
+    #[test]
+    fn few_parts_change_little() {
+        let mut part = Timed::new(2e6);
+        part.add(Op::GatherGemm, 1e6, 1.0);
+        let found = Correction::fit(&[part]);
+        assert!((1.0..1.3).contains(&found.gather_gemm) && (0.9..1.2).contains(&found.linear), "{found:?}");
+        let factors = [1e4, 2e4, 5e4, 1e5].map(|ns| found.factor(Op::GatherGemm, ns));
+        assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]), "{factors:?}");
+    }
+}
