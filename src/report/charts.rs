@@ -6,7 +6,10 @@ use laud_predictor::learned::Prediction;
 use laud_predictor::workload::{Op, Sample};
 use plotters::prelude::*;
 
-/// Predicted against measured time of every call, in microseconds, both axes logarithmic; the lines are at ±10 %.
+/// Points that a picture shows at most; of more it shows every second, every third, ...
+const POINTS: usize = 2000;
+
+/// Predicted against measured time of calls, in microseconds, both axes logarithmic; the lines are at ±10 %.
 ///
 /// # Errors
 /// When nothing was measured or the picture cannot be drawn.
@@ -15,6 +18,7 @@ pub fn predicted_vs_measured(samples: &[Sample], predictions: &[Prediction]) -> 
         .iter()
         .zip(predictions)
         .filter(|(_, prediction)| prediction.ns > 0.0)
+        .step_by(samples.len().div_ceil(POINTS).max(1))
         .map(|(sample, prediction)| (sample.workload.op, sample.median_ns / 1e3, prediction.ns / 1e3))
         .collect();
     let all = || points.iter().flat_map(|&(_, x, y)| [x, y]);
@@ -33,7 +37,7 @@ pub fn predicted_vs_measured(samples: &[Sample], predictions: &[Prediction]) -> 
     })
 }
 
-/// Error of every call against the active share of its pixels times that of its channels.
+/// Error of calls against the active share of its pixels times that of its channels.
 ///
 /// # Errors
 /// As [`predicted_vs_measured`].
@@ -43,6 +47,7 @@ pub fn error_vs_density(samples: &[Sample], predictions: &[Prediction]) -> Resul
         .iter()
         .zip(predictions)
         .filter(|(_, prediction)| prediction.ns > 0.0)
+        .step_by(samples.len().div_ceil(POINTS).max(1))
         .map(|(sample, prediction)| {
             let w = &sample.workload;
             let channels = w.c_in_active / f64::from(w.c_in) * w.c_out_active / f64::from(w.c_out);
