@@ -217,12 +217,11 @@ const TABLES: [&str; 2] = ["src/report/text.rs", "src/vision/labels.rs"];
 fn nothing_is_global_but_constants() {
     let all = sources(&["src", "kernels", "models/src", "predictor/src"]);
     for source in &all {
-        let mut hits =
-            source.mentions(&["static mut", "thread_local!", "OnceLock", "OnceCell", "lazy_static!"]);
+        let mut hits = source.mentions(&["static mut", "thread_local!", "lazy_static!"]);
         if !TABLES.contains(&source.path.as_str()) {
             hits.extend(source.mentions(&["LazyLock"]));
         }
-        let shared = ["Mutex", "RwLock", "Atomic", "Cell<"];
+        let shared = ["Mutex", "RwLock", "Atomic", "Cell<", "OnceLock"];
         let statics = source.mentions(&["static"]);
         hits.extend(statics.into_iter().filter(|line| {
             let item = line.contains(" static ") && !line.contains("&'static");

@@ -241,7 +241,9 @@ mod tests {
         );
         assert!(said(&json[..json.len() / 2]).contains("cannot parse a profile"));
         assert!(said("").contains("cannot parse a profile"));
-        assert!(said(&json.replacen(&format!("\"version\":{VERSION}"), "\"version\":0", 1)).contains("version 0"));
+        assert!(
+            said(&json.replacen(&format!("\"version\":{VERSION}"), "\"version\":0", 1)).contains("version 0")
+        );
         let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
         let mut broken = |path: &str, to: serde_json::Value| {
             let before = std::mem::replace(value.pointer_mut(path).unwrap(), to);
