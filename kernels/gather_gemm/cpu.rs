@@ -96,12 +96,16 @@ fn job<'a, E: Element>(
     jobs: usize,
     n: usize,
 ) -> Job<'a> {
-    let active = call.active;
+    let (active, g) = (call.active, filter.geometry());
+    let some = |list: Option<&'a [u32]>, all: usize| list.filter(|list| list.len() < all);
     let (rows, c_in, c_out) = match jobs {
         1 if active.c_in.is_all() && active.c_out.is_all() => (0..active.rows.len(), None, None),
-        _ => (active.rows.sample(n), active.c_in.sample(n), active.c_out.sample(n)),
+        _ => (
+            active.rows.sample(n),
+            some(active.c_in.sample(n), g.c_in),
+            some(active.c_out.sample(n), g.c_out),
+        ),
     };
-    let g = filter.geometry();
     let columns = match g.groups {
         1 => c_out.map_or(g.c_out, <[u32]>::len).div_ceil(filter.panel_width),
         _ => filter.panels.len(),
@@ -117,10 +121,17 @@ fn job<'a, E: Element>(
     let count = |list: Option<&[u32]>, all| list.map_or(all, <[u32]>::len);
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
     let blocks = if bytes <= RESIDENT_BYTES && !packs { blocks.max(wanted.min(tiles)) } else { blocks };
-    // As many in every block, where that leaves them hardly lower.
-    let tiles = if tiles > 4 * blocks { tiles.next_multiple_of(blocks) } else { tiles };
-    let parts = wanted.div_ceil(blocks).min(columns);
+    // Every thread gets as many tiles of as many blocks as the others, or as many columns.
+    let turns = if jobs < threads { threads } else { 1 };
+    let tiles = if tiles > 2 * turns { tiles.next_multiple_of(turns) } else { tiles };
+    let blocks = if blocks > 1 { blocks.next_multiple_of(turns).min(tiles) } else { 1 };
+    let parts = evenly(columns, wanted.div_ceil(blocks));
     Job { rows, c_in, c_out, tiles, blocks, columns, parts }
+}
+
+/// Into how many pieces to cut `len` where `wanted` are: some more, if then all are as long.
+fn evenly(len: usize, wanted: usize) -> usize {
+    (wanted..2 * wanted).find(|&pieces| len.is_multiple_of(pieces)).unwrap_or(wanted).min(len)
 }
 
 /// Start of piece `i` of `0..len` cut evenly into `pieces`.

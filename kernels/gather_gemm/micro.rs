@@ -13,7 +13,7 @@ pub(super) struct Segment {
     pub(super) panel_row: u32,
 }
 
-use crate::simd::{Simd, dispatch};
+use crate::simd::{Outlined, Simd, dispatch};
 use crate::{Act, Element};
 use std::ops::Range;
 
@@ -135,10 +135,11 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
 unsafe fn compute_part<S: Simd, E: Element>(
     strip: &Strip<'_, E>,
     segments: &[Segment],
-    (start, last): (bool, bool),
+    ends: (bool, bool),
     keep: bool,
     ahead: &mut Ahead<E>,
 ) {
+    let last = ends.1;
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
     let vectors = match strip.panel.apart {
         true => strip.columns.div_ceil(UNIT) * 2 * UNIT / S::LANES,
@@ -148,15 +149,13 @@ unsafe fn compute_part<S: Simd, E: Element>(
     for tile in 0..strip.tiles {
         let rows = height + usize::from(tile < taller);
         let sums = if keep { strip.sums.wrapping_add(first * vectors * S::LANES) } else { strip.sums };
-        if last {
-            // SAFETY: see above.
-            unsafe { expect_output::<S, E>(strip, first..first + rows) };
-        }
         macro_rules! by_rows {
             ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
-                    $($mr => unsafe { fixed::<S, E, $mr, $nv, $gather>(strip, segments, first, ahead, (start, last), sums) },)*
+                    $($mr => unsafe {
+                        S::outlined(Tile::<E, $mr, $nv, $gather> { strip, segments, first, ahead, ends, sums })
+                    },)*
                     _ => unreachable!("a tile has 1..=12 rows"),
                 }
             };
@@ -263,148 +262,166 @@ const ROWS: u8 = 1;
 /// Panel rows are listed [`UNIT`] at a time and their units lie apart.
 const UNITS: u8 = 2;
 
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-unsafe fn fixed<S: Simd, E: Element, const MR: usize, const NV: usize, const GATHER: u8>(
-    strip: &Strip<'_, E>,
-    segments: &[Segment],
+/// One tile: `MR` rows × `NV` vectors of sums. The first rows of the panel start from zero, the last ones finish.
+struct Tile<'a, 'b, E, const MR: usize, const NV: usize, const GATHER: u8> {
+    strip: &'a Strip<'b, E>,
+    segments: &'a [Segment],
+    /// First row of the strip.
     first: usize,
-    ahead: &mut Ahead<E>,
-    (start, last): (bool, bool),
+    ahead: &'a mut Ahead<E>,
+    ends: (bool, bool),
     sums: *mut f32,
-) {
-    if MR > S::MR {
-        unreachable!("taller than the tile of this instruction set");
-    }
-    // SAFETY: see above.
-    unsafe {
-        let mut acc = [[S::splat(0.0); NV]; MR];
-        if !start {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                for (j, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load_f32(sums.add((i * NV + j) * S::LANES).cast_const());
-                }
-            }
-        }
-        let taps = strip.taps.add(first * strip.n_taps);
-        let mut coming = *ahead;
-        for segment in segments {
-            let starts = taps.add(segment.tap as usize * MR);
-            let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
-            let order = segment.panel_row as usize;
-            coming.ask::<S, GATHER>();
-            let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
-            let inputs = segment.inputs as usize;
-            macro_rules! step {
-                ($k:expr, $columns:expr) => {
-                    let columns: [S::V; NV] = $columns;
-                    for i in 0..MR {
-                        let value = S::splat((*a[i].add($k)).to_f32());
-                        for j in 0..NV {
-                            acc[i][j] = S::fma(value, columns[j], acc[i][j]);
-                        }
-                    }
-                };
-            }
-            let mut k = 0;
-            if NV == 1 && GATHER == STREAM {
-                // Narrow tiles are bound by loads, also those of the pointers that have no register.
-                while k + UNROLL <= inputs {
-                    step!(k, [S::load(b); NV]);
-                    step!(k + 1, [S::load(b.add(S::LANES)); NV]);
-                    step!(k + 2, [S::load(b.add(2 * S::LANES)); NV]);
-                    step!(k + 3, [S::load(b.add(3 * S::LANES)); NV]);
-                    b = b.wrapping_add(UNROLL * S::LANES);
-                    k += UNROLL;
-                }
-            }
-            while GATHER == UNITS && k < inputs {
-                let row = *strip.panel.listed.add((order + k) / UNIT) as usize * UNIT;
-                let units: [*const E; MAX_UNITS] = std::array::from_fn(|i| strip.panel.units[i].add(row));
-                for pair in 0..UNIT / 2 {
-                    let columns: [S::V; NV] = std::array::from_fn(|j| {
-                        let (unit, lane) = (j * S::LANES / (2 * UNIT), j * S::LANES % (2 * UNIT));
-                        S::load(units[unit].add(pair * 2 * UNIT + lane))
-                    });
-                    for i in 0..MR {
-                        let values = S::splat_pair(a[i].add(k + 2 * pair));
-                        for j in 0..NV {
-                            acc[i][j] = S::fma(values, columns[j], acc[i][j]);
-                        }
-                    }
-                }
-                k += UNIT;
-            }
-            while k < inputs {
-                let row = match GATHER {
-                    ROWS => {
-                        let row = *strip.panel.listed.add(order + k) as usize;
-                        strip.panel.units[0].add(row * NV * S::LANES)
-                    }
-                    _ => b,
-                };
-                step!(k, std::array::from_fn(|j| S::load(row.add(j * S::LANES))));
-                b = b.wrapping_add(NV * S::LANES);
-                k += 1;
-            }
-        }
-        *ahead = coming;
-        // Written out row by row: in a loop that the compiler does not unroll accumulators would live in memory.
-        macro_rules! every_row {
-            ($row:ident) => { every_row!($row: 0 1 2 3 4 5 6 7 8 9 10 11) };
-            ($row:ident: $($i:literal)*) => { $(if $i < MR { $row!($i, acc[$i % MR]); })* };
-        }
-        if !(last && strip.whole()) {
-            macro_rules! keep {
-                ($i:literal, $acc:expr) => {
-                    for j in 0..NV {
-                        S::store_f32(sums.add(($i * NV + j) * S::LANES), $acc[j]);
-                    }
-                };
-            }
-            every_row!(keep);
-            return;
-        }
-        let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
-        let constant = if strip.constant.is_null() { ZEROS.as_ptr() } else { strip.constant };
-        macro_rules! write {
-            ($i:literal, $acc:expr) => {
-                let out = (*strip.out.add(first + $i)).add(strip.column);
-                let before = if strip.residual { out.cast_const() } else { ZEROS.as_ptr().cast() };
-                let bias = strip.bias_of(first + $i);
-                for j in 0..if GATHER == UNITS { NV.div_ceil(2) } else { NV } {
-                    let at = j * S::LANES;
-                    let sum = match GATHER {
-                        UNITS => S::add_pairs($acc[2 * j % NV], $acc[(2 * j + 1) % NV]),
-                        _ => $acc[j],
-                    };
-                    let v = S::add(S::add(sum, S::load_f32(bias.add(at))), S::load(before.add(at)));
-                    // The value is the second operand, which x86's max hands on when it is NaN.
-                    S::store(out.add(at), S::sub(S::max(least, v), S::load_f32(constant.add(at))));
-                }
-            };
-        }
-        every_row!(write);
-    }
 }
 
-/// What is added where there is nothing to add, whatever the element: zero has no bit set.
-static ZEROS: [f32; 64] = [0.0; 64];
-
-/// Asks for the output of a tile, which is to be written (and with a residual to be read) when its sums are ready.
-///
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-unsafe fn expect_output<S: Simd, E: Element>(strip: &Strip<'_, E>, rows: Range<usize>) {
-    for row in rows {
+impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
+    for Tile<'_, '_, E, MR, NV, GATHER>
+{
+    /// # Safety
+    /// As for [`compute`], inside a function compiled for `S`.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Tile { strip, segments, first, ahead, ends: (start, last), sums } = self;
+        if MR > S::MR {
+            unreachable!("taller than the tile of this instruction set");
+        }
         // SAFETY: see above.
         unsafe {
-            let out = (*strip.out.add(row)).add(strip.column);
-            for line in (0..strip.columns).step_by(64 / size_of::<E>()) {
-                S::prefetch_write(out.add(line).cast());
+            // Of what is written.
+            let vectors = if GATHER == UNITS { NV.div_ceil(2) } else { NV };
+            if last {
+                // The output, which is to be written (and with a residual to be read) when the sums are ready.
+                for i in 0..MR {
+                    let out = (*strip.out.add(first + i)).wrapping_add(strip.column).cast::<u8>();
+                    for line in 0..(vectors * S::LANES * size_of::<E>()).div_ceil(LINE) {
+                        S::prefetch_write(out.wrapping_add(line * LINE));
+                    }
+                }
             }
+            let mut acc = [[S::splat(0.0); NV]; MR];
+            if !start {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    for (j, acc) in acc.iter_mut().enumerate() {
+                        *acc = S::load_f32(sums.add((i * NV + j) * S::LANES).cast_const());
+                    }
+                }
+            }
+            let taps = strip.taps.add(first * strip.n_taps);
+            let mut coming = *ahead;
+            for segment in segments {
+                let starts = taps.add(segment.tap as usize * MR);
+                let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
+                let order = segment.panel_row as usize;
+                coming.ask::<S, GATHER>();
+                let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
+                let inputs = segment.inputs as usize;
+                macro_rules! step {
+                    ($k:expr, $columns:expr) => {
+                        let columns: [S::V; NV] = $columns;
+                        for i in 0..MR {
+                            let value = S::splat((*a[i].add($k)).to_f32());
+                            for j in 0..NV {
+                                acc[i][j] = S::fma(value, columns[j], acc[i][j]);
+                            }
+                        }
+                    };
+                }
+                let mut k = 0;
+                if NV == 1 && GATHER == STREAM {
+                    // Narrow tiles are bound by loads, also those of the pointers that have no register.
+                    while k + UNROLL <= inputs {
+                        step!(k, [S::load(b); NV]);
+                        step!(k + 1, [S::load(b.add(S::LANES)); NV]);
+                        step!(k + 2, [S::load(b.add(2 * S::LANES)); NV]);
+                        step!(k + 3, [S::load(b.add(3 * S::LANES)); NV]);
+                        b = b.wrapping_add(UNROLL * S::LANES);
+                        k += UNROLL;
+                    }
+                }
+                while GATHER == UNITS && k < inputs {
+                    let row = *strip.panel.listed.add((order + k) / UNIT) as usize * UNIT;
+                    let units: [*const E; MAX_UNITS] = std::array::from_fn(|i| strip.panel.units[i].add(row));
+                    for pair in 0..UNIT / 2 {
+                        let columns: [S::V; NV] = std::array::from_fn(|j| {
+                            let (unit, lane) = (j * S::LANES / (2 * UNIT), j * S::LANES % (2 * UNIT));
+                            S::load(units[unit].add(pair * 2 * UNIT + lane))
+                        });
+                        for i in 0..MR {
+                            let values = S::splat_pair(a[i].add(k + 2 * pair));
+                            for j in 0..NV {
+                                acc[i][j] = S::fma(values, columns[j], acc[i][j]);
+                            }
+                        }
+                    }
+                    k += UNIT;
+                }
+                while k < inputs {
+                    let row = match GATHER {
+                        ROWS => {
+                            let row = *strip.panel.listed.add(order + k) as usize;
+                            strip.panel.units[0].add(row * NV * S::LANES)
+                        }
+                        _ => b,
+                    };
+                    step!(k, std::array::from_fn(|j| S::load(row.add(j * S::LANES))));
+                    b = b.wrapping_add(NV * S::LANES);
+                    k += 1;
+                }
+            }
+            *ahead = coming;
+            // Written out row by row: in a loop that the compiler does not unroll accumulators would live in memory.
+            macro_rules! every_row {
+                ($row:ident) => { every_row!($row: 0 1 2 3 4 5 6 7 8 9 10 11) };
+                ($row:ident: $($i:literal)*) => { $(if $i < MR { $row!($i, acc[$i % MR]); })* };
+            }
+            if !(last && strip.whole()) {
+                macro_rules! keep {
+                    ($i:literal, $acc:expr) => {
+                        for j in 0..NV {
+                            S::store_f32(sums.add(($i * NV + j) * S::LANES), $acc[j]);
+                        }
+                    };
+                }
+                every_row!(keep);
+                return;
+            }
+            let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
+            let Strip { residual, column, bias, bias_stride, constant, .. } = *strip;
+            let (out, class) = (strip.out.add(first), strip.class.add(first));
+            // Branches, which cost less between two tiles than to add what is zero.
+            macro_rules! write {
+                ($i:literal, $acc:expr) => {
+                    let out = (*out.add($i)).add(column);
+                    let bias = match bias_stride {
+                        0 => bias,
+                        stride => bias.add(*class.add($i) as usize * stride),
+                    };
+                    let mut v: [S::V; NV] = $acc;
+                    for j in 0..vectors {
+                        if GATHER == UNITS {
+                            v[j] = S::add_pairs(v[2 * j % NV], v[(2 * j + 1) % NV]);
+                        }
+                        v[j] = S::add(v[j], S::load_f32(bias.add(j * S::LANES)));
+                    }
+                    if residual {
+                        for j in 0..vectors {
+                            v[j] = S::add(v[j], S::load(out.add(j * S::LANES).cast_const()));
+                        }
+                    }
+                    for j in 0..vectors {
+                        // The value is the second operand, which x86's max hands on when it is NaN.
+                        v[j] = S::max(least, v[j]);
+                    }
+                    if !constant.is_null() {
+                        for j in 0..vectors {
+                            v[j] = S::sub(v[j], S::load_f32(constant.add(j * S::LANES)));
+                        }
+                    }
+                    for j in 0..vectors {
+                        S::store(out.add(j * S::LANES), v[j]);
+                    }
+                };
+            }
+            every_row!(write);
         }
     }
 }

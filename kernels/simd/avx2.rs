@@ -2,7 +2,7 @@
 // trait asks.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::Simd;
+use super::{Outlined, Simd};
 use crate::{DType, Element};
 use std::arch::x86_64::*;
 
@@ -16,6 +16,11 @@ impl Simd for Avx2 {
     const NV: usize = 2;
     const MR: usize = 6;
 
+    #[target_feature(enable = "avx2,fma")]
+    #[inline(never)]
+    unsafe fn outlined<T: Outlined>(part: T) {
+        unsafe { part.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
         unsafe { _mm256_set1_ps(x) }

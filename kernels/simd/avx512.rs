@@ -2,7 +2,7 @@
 // trait asks.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::Simd;
+use super::{Outlined, Simd};
 use crate::{DType, Element};
 use std::arch::x86_64::*;
 
@@ -16,6 +16,11 @@ impl Simd for Avx512 {
     const NV: usize = 2;
     const MR: usize = 12;
 
+    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+    #[inline(never)]
+    unsafe fn outlined<T: Outlined>(part: T) {
+        unsafe { part.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }

@@ -88,6 +88,14 @@ impl Isa {
     }
 }
 
+/// A part of a kernel that is compiled as a function of its own: where a kernel has many forms of one loop, the compiler
+/// finds registers for each.
+pub(crate) trait Outlined {
+    /// # Safety
+    /// As the part says, inside a function compiled for `S`.
+    unsafe fn run<S: Simd>(self);
+}
+
 /// Operations on a vector of `LANES` f32.
 ///
 /// # Safety
@@ -103,6 +111,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Most rows of the GEMM tile with full panels.
     const MR: usize;
 
+    /// Runs a part of a kernel in a function of its own.
+    unsafe fn outlined<T: Outlined>(part: T);
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load_f32(p: *const f32) -> Self::V;
     unsafe fn store_f32(p: *mut f32, v: Self::V);

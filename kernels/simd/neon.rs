@@ -2,7 +2,7 @@
 // trait asks.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::Simd;
+use super::{Outlined, Simd};
 use std::arch::aarch64::*;
 
 /// 4 lanes, 32 registers: a tile of 6 rows × 16 columns holds 24 accumulators.
@@ -15,6 +15,10 @@ impl Simd for Neon {
     const NV: usize = 4;
     const MR: usize = 6;
 
+    #[inline(never)]
+    unsafe fn outlined<T: Outlined>(part: T) {
+        unsafe { part.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
         unsafe { vdupq_n_f32(x) }

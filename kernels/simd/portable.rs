@@ -1,4 +1,4 @@
-use super::Simd;
+use super::{Outlined, Simd};
 
 /// 4 lanes in plain Rust, for machines without any of the other sets; the compiler vectorises what it can.
 #[derive(Clone, Copy)]
@@ -17,6 +17,11 @@ impl Simd for Portable {
     const NV: usize = 2;
     const MR: usize = 4;
 
+    #[inline(never)]
+    unsafe fn outlined<T: Outlined>(part: T) {
+        // SAFETY: the caller vouches for what the part asks.
+        unsafe { part.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         [x; LANES]
