@@ -26,7 +26,12 @@ pub trait Compiled: Sized {
         call: Depthwise<'_, [Self]>,
     ) -> Result<()>;
     fn max_pool(isa: Isa, team: &mut Team, call: MaxPool<'_, [Self]>) -> Result<()>;
-    fn mean_pool(isa: Isa, team: &mut Team, call: MeanPool<'_, [Self]>) -> Result<()>;
+    fn mean_pool(
+        isa: Isa,
+        team: &mut Team,
+        scratch: &mut mean_pool::Scratch,
+        call: MeanPool<'_, [Self]>,
+    ) -> Result<()>;
     fn squeeze_excite(
         isa: Isa,
         team: &mut Team,
@@ -68,8 +73,13 @@ macro_rules! compile {
             fn max_pool(isa: Isa, team: &mut Team, call: MaxPool<'_, [Self]>) -> Result<()> {
                 max_pool::run(isa, team, call)
             }
-            fn mean_pool(isa: Isa, team: &mut Team, call: MeanPool<'_, [Self]>) -> Result<()> {
-                mean_pool::run(isa, team, call)
+            fn mean_pool(
+                isa: Isa,
+                team: &mut Team,
+                scratch: &mut mean_pool::Scratch,
+                call: MeanPool<'_, [Self]>,
+            ) -> Result<()> {
+                mean_pool::run(isa, team, scratch, call)
             }
             fn squeeze_excite(
                 isa: Isa,

@@ -6,7 +6,7 @@ use crate::gate::{self, Account, Decide, Linear, Most, PatchGate};
 use crate::gather_gemm::{Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
 use crate::max_pool::MaxPool;
-use crate::mean_pool::MeanPool;
+use crate::mean_pool::{self, MeanPool};
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
 use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, Result, Rows, Team, Value};
@@ -51,6 +51,7 @@ pub struct CpuScratch<E> {
     /// One for each thread.
     gemm: Vec<Scratch<E>>,
     squeeze: squeeze_excite::Scratch,
+    pool: mean_pool::Scratch,
     rows: compact::Scratch,
     stamps: Vec<Instant>,
 }
@@ -128,7 +129,8 @@ impl<E: Element> Backend for Cpu<E> {
     fn scratch(&self) -> Result<CpuScratch<E>> {
         let gemm = (0..self.threads()).map(|_| Scratch::new()).collect::<Result<_>>()?;
         let (rows, stamps) = (compact::Scratch::default(), Vec::new());
-        Ok(CpuScratch { gemm, squeeze: squeeze_excite::Scratch::new()?, rows, stamps })
+        let (squeeze, pool) = (squeeze_excite::Scratch::new()?, mean_pool::Scratch::new()?);
+        Ok(CpuScratch { gemm, squeeze, pool, rows, stamps })
     }
 
     fn reserve(&self, scratch: &mut CpuScratch<E>, filter: &Filter<E>, channels: bool) -> Result<()> {
@@ -254,7 +256,8 @@ impl<E: Element> Backend for Cpu<E> {
     fn mean_pool(queue: &mut CpuQueue<'_, E>, call: MeanPool<'_, Buffer<E>, Vec<f32>>) -> Result<()> {
         let MeanPool { rows, channels, input, input_rows, mean, output } = call;
         let (input, output) = (input.as_slice(), &mut output[..]);
-        E::mean_pool(queue.isa, queue.team, MeanPool { rows, channels, input, input_rows, mean, output })
+        let call = MeanPool { rows, channels, input, input_rows, mean, output };
+        E::mean_pool(queue.isa, queue.team, &mut queue.scratch.pool, call)
     }
 
     fn squeeze_excite(

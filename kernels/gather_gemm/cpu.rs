@@ -10,7 +10,7 @@ use crate::{Element, Isa, Result, Team};
 use std::ops::Range;
 
 /// Rows whose pointers are set up together; their input stays in the second-level cache while panels pass by.
-pub(super) const BLOCK_ROWS: usize = 144;
+pub(crate) const BLOCK_ROWS: usize = 144;
 /// With some columns active, up to this many rows are one block: their inputs are few, the columns come from far.
 pub(super) const FEW_ROWS: usize = 250;
 /// Weights up to this size stay in the second-level cache next to a block of rows.

@@ -1,10 +1,11 @@
-//! mean_pool on the CPU: parallel over samples × blocks of channels, vectors along channels. No thread shares a sum
-//! with another, so that there is nothing to combine and the partition leaves no trace in the result.
+//! mean_pool on the CPU: parallel over samples × parts of the rows, or blocks of channels where rows are few, vectors
+//! along channels. How a map is cut depends on its size alone, so that threads leave no trace in the result.
 
 use super::{Mean, MeanPool};
 use crate::gather_gemm::Placement;
+use crate::gather_gemm::cpu::BLOCK_ROWS;
 use crate::simd::{Simd, dispatch};
-use crate::{Channels, Disjoint, Element, Isa, Result, Rows, Team};
+use crate::{Buffer, Channels, Disjoint, Element, Isa, Result, Rows, Team};
 
 /// Chunks for each thread, so that a thread that is held up does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 2;
@@ -12,12 +13,44 @@ const CHUNKS_PER_THREAD: usize = 2;
 const NARROW: usize = 16;
 /// Rows added up before their sum is added to the total.
 const ROWS: usize = 8;
+/// Parts that the rows of a map are cut into. In order, as gather_gemm cuts them: each thread reads what it wrote.
+const PARTS: usize = 8;
+/// With no more pixels than these gather_gemm lets threads share the channels, and so is it here.
+const FEW_PIXELS: usize = BLOCK_ROWS;
+
+/// Working memory of one call.
+pub struct Scratch {
+    /// `[n, PARTS, c]`: sums of each part.
+    sums: Buffer<f32>,
+}
+
+impl Scratch {
+    /// Empty working memory, which grows with the calls.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new() -> Result<Self> {
+        Ok(Self { sums: Buffer::zeroed(0, "sums of rows")? })
+    }
+
+    fn reserve(&mut self, len: usize) -> Result<&mut [f32]> {
+        if self.sums.len() < len {
+            self.sums = Buffer::zeroed(len, "sums of rows")?;
+        }
+        Ok(&mut self.sums.as_mut_slice()[..len])
+    }
+}
 
 /// Runs one call.
 ///
 /// # Errors
-/// When an operand is too small, before anything is written.
-pub fn run<E: Element>(isa: Isa, team: &mut Team, call: MeanPool<'_, [E]>) -> Result<()> {
+/// When an operand is too small, before anything is written, or memory for the scratch runs out.
+pub fn run<E: Element>(
+    isa: Isa,
+    team: &mut Team,
+    scratch: &mut Scratch,
+    call: MeanPool<'_, [E]>,
+) -> Result<()> {
     call.check()?;
     let source = Source {
         rows: call.rows,
@@ -26,8 +59,7 @@ pub fn run<E: Element>(isa: Isa, team: &mut Team, call: MeanPool<'_, [E]>) -> Re
         input_rows: call.input_rows,
         mean: call.mean,
     };
-    pool(isa, team, source, call.output);
-    Ok(())
+    pool(isa, team, scratch, source, call.output)
 }
 
 /// A checked call without its output.
@@ -41,12 +73,49 @@ pub(crate) struct Source<'a, E> {
 }
 
 /// The means of a checked call.
-pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team, source: Source<'_, E>, output: &mut [f32]) {
-    let (rows, c) = (source.rows, source.channels.total());
-    let batch = rows.batch();
+///
+/// # Errors
+/// When memory for the scratch runs out.
+pub(crate) fn pool<E: Element>(
+    isa: Isa,
+    team: &mut Team,
+    scratch: &mut Scratch,
+    source: Source<'_, E>,
+    output: &mut [f32],
+) -> Result<()> {
+    let (batch, c) = (source.rows.batch(), source.channels.total());
     if batch == 0 || c == 0 {
-        return;
+        return Ok(());
     }
+    if source.rows.pixels() <= FEW_PIXELS {
+        by_channels(isa, team, source, output);
+        return Ok(());
+    }
+    let partial = scratch.reserve(batch * PARTS * c)?;
+    let sums = Disjoint::new(partial);
+    team.for_each(batch * PARTS, |chunk, _| {
+        let (n, part) = (chunk / PARTS, chunk % PARTS);
+        // SAFETY: chunks differ in the sample or in the part.
+        let sums = unsafe { sums.slice(chunk * c..chunk * c + source.channels.count(n)) };
+        let (start, len) = source.span(n);
+        let (first, end) = (len * part / PARTS, len * (part + 1) / PARTS);
+        sum::<E>(isa, &source.part(0, start + first, end - first), sums);
+    });
+    let partial = scratch.reserve(batch * PARTS * c)?;
+    for (n, parts) in partial.chunks_exact(PARTS * c).enumerate() {
+        let output = &mut output[n * c..n * c + source.channels.count(n)];
+        output.copy_from_slice(&parts[..output.len()]);
+        for part in parts[c..].chunks_exact(c) {
+            output.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        let divisor = source.divisor(n);
+        output.iter_mut().for_each(|sum| *sum /= divisor);
+    }
+    Ok(())
+}
+
+fn by_channels<E: Element>(isa: Isa, team: &mut Team, source: Source<'_, E>, output: &mut [f32]) {
+    let (batch, c) = (source.rows.batch(), source.channels.total());
     let wanted = if team.threads() == 1 { 1 } else { (CHUNKS_PER_THREAD * team.threads()).div_ceil(batch) };
     let width = c.div_ceil(wanted).next_multiple_of(NARROW);
     let blocks = c.div_ceil(width);
@@ -57,41 +126,55 @@ pub(crate) fn pool<E: Element>(isa: Isa, team: &mut Team, source: Source<'_, E>,
         if first >= count {
             return;
         }
-        let range = n * c + first..n * c + count.min(first + width);
         // SAFETY: chunks differ in the sample or in the block of channels.
-        let out = unsafe { output.slice(range) };
-        let active = rows.sample(n);
-        let (start, len) = match source.mean {
-            Mean::AllPixels if !active.is_empty() => (n * rows.pixels(), rows.pixels()),
-            _ => (active.start, active.len()),
-        };
-        let listed = source.input_rows == Placement::Natural && source.mean != Mean::AllPixels;
-        let divisor = if source.mean == Mean::Active { len.max(1) } else { rows.pixels() };
-        let part = Part {
-            input: source.input.as_ptr().wrapping_add(first),
-            c,
-            rows: if listed && !rows.is_all() { Some(rows) } else { None },
-            start,
-            len,
-            divisor: divisor as f32,
-        };
-        sum::<E>(isa, &part, out);
+        let output = unsafe { output.slice(n * c + first..n * c + count.min(first + width)) };
+        let (start, len) = source.span(n);
+        sum::<E>(isa, &source.part(first, start, len), output);
+        let divisor = source.divisor(n);
+        output.iter_mut().for_each(|sum| *sum /= divisor);
     });
 }
 
+impl<'a, E> Source<'a, E> {
+    /// First row that is read of a sample, and how many.
+    fn span(&self, n: usize) -> (usize, usize) {
+        let active = self.rows.sample(n);
+        match self.mean {
+            Mean::AllPixels if !active.is_empty() => (n * self.rows.pixels(), self.rows.pixels()),
+            _ => (active.start, active.len()),
+        }
+    }
+
+    fn divisor(&self, n: usize) -> f32 {
+        let rows = if self.mean == Mean::Active { self.span(n).1.max(1) } else { self.rows.pixels() };
+        rows as f32
+    }
+
+    /// Rows `start..start + len`, from channel `first` on.
+    fn part(&self, first: usize, start: usize, len: usize) -> Part<'a, E> {
+        let listed = self.input_rows == Placement::Natural && self.mean != Mean::AllPixels;
+        Part {
+            input: self.input.as_ptr().wrapping_add(first),
+            c: self.channels.total(),
+            rows: (listed && !self.rows.is_all()).then_some(self.rows),
+            start,
+            len,
+        }
+    }
+}
+
 struct Part<'a, E> {
-    /// First channel of the block, in row 0.
+    /// First channel, in row 0.
     input: *const E,
     c: usize,
     /// Rows are at the pixels listed here, or one behind the other.
     rows: Option<&'a Rows>,
     start: usize,
     len: usize,
-    divisor: f32,
 }
 
 dispatch! {
-    /// Averages rows `start..start + len` for `out.len()` channels; the input holds all of them.
+    /// Adds up rows `start..start + len` for `out.len()` channels; the input holds all of them.
     fn sum<E>(part: &Part<'_, E>, out: &mut [f32]) = sum_set
 }
 
@@ -113,9 +196,6 @@ fn sum_set<S: Simd, E: Element>(part: &Part<'_, E>, out: &mut [f32]) {
     }
     for i in first..part.len {
         add::<S, E, 1>(&[row(i)], out);
-    }
-    for sum in out {
-        *sum /= part.divisor;
     }
 }
 

@@ -51,8 +51,9 @@ fn check<E: Element>(case: &Case, isa: Isa) {
     for threads in [1, 2, 9] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut got = before.clone();
-        Team::scope(Some(&pool), |team| run(isa, team, call(case, &rows, &channels, &input, &mut got)))
-            .unwrap();
+        let mut scratch = Scratch::new().unwrap();
+        let call = call(case, &rows, &channels, &input, &mut got);
+        Team::scope(Some(&pool), |team| run(isa, team, &mut scratch, call)).unwrap();
         let worst = worst(&got, &want, 1.0);
         assert!(worst <= SUMMATION, "{case:?} on {}: {worst:e}", isa.name());
         assert_eq!(first.get_or_insert(got.clone()), &got, "{case:?}: {threads} threads");
@@ -70,7 +71,8 @@ const MEANS: [Mean; 3] = [Mean::Active, Mean::InactiveAsZero, Mean::AllPixels];
 
 #[test]
 fn shapes_by_name() {
-    for (batch, pixels, c) in [(1, 49, 512), (2, 1, 3), (3, 64, 24), (1, 1000, 1), (2, 131, 40), (1, 67, 17)]
+    for (batch, pixels, c) in
+        [(1, 49, 512), (2, 1, 3), (3, 64, 24), (1, 1000, 1), (2, 131, 40), (1, 67, 17), (3, 200, 33)]
     {
         for rows in Density::EVERY {
             for mean in MEANS {
@@ -107,7 +109,9 @@ fn operands_that_do_not_fit_are_refused() {
     let refuse = |rows: &Rows, channels: &Channels, inputs: usize, outputs: usize, input_rows, mean| {
         let (input, mut output) = (vec![0.0f32; inputs], vec![0.0; outputs]);
         let call = MeanPool { rows, channels, input: &input[..], input_rows, mean, output: &mut output[..] };
-        assert!(Team::scope(None, |team| run(Isa::detect(), team, call)).is_err());
+        assert!(
+            Team::scope(None, |team| run(Isa::detect(), team, &mut Scratch::new().unwrap(), call)).is_err()
+        );
     };
     use Placement::{Compact, Natural};
     let (rows, channels) = (Rows::all(2, 9), Channels::all(8));
