@@ -9,7 +9,7 @@ use laud_kernels::layout::{self, FromNchw};
 use laud_kernels::max_pool::{self, MaxPool};
 use laud_kernels::mean_pool::{self, Mean, MeanPool};
 use laud_kernels::squeeze_excite::{self, SqueezeExcite};
-use laud_kernels::{Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
+use laud_kernels::{Channels, ConvGeometry, Element, Extent, Isa, PartSums, Rows, Team};
 
 /// Calls in one team, as in an inference.
 const CALLS: usize = 8;
@@ -78,6 +78,7 @@ fn max_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
 fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
     let (rows, channels) = (Rows::all(1, side * side), Channels::all(c));
     let (x, mut y) = (values::<E>(side * side * c), vec![0.0f32; c]);
+    let mut parts = PartSums::new().expect("working memory");
     Row {
         name: format!("mean_pool, {side}²×{c}"),
         bytes: x.len() * size_of::<E>() + c * 4,
@@ -90,7 +91,7 @@ fn mean_pooling<E: Element>(side: usize, c: usize) -> Row<'static> {
                 mean: Mean::Active,
                 output: &mut y[..],
             };
-            mean_pool::run(Isa::detect(), team, call).expect("operands fit");
+            mean_pool::run(Isa::detect(), team, &mut parts, call).expect("operands fit");
         }),
     }
 }

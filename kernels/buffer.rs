@@ -68,6 +68,27 @@ impl<E: Element> Buffer<E> {
     }
 }
 
+/// Working memory for the sums of the parts that a reduction is cut into. It grows with the calls.
+pub struct PartSums(Buffer<f32>);
+
+impl PartSums {
+    /// Empty working memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new() -> Result<Self> {
+        Ok(Self(Buffer::zeroed(0, "sums of parts")?))
+    }
+
+    /// `len` sums of any value.
+    pub(crate) fn reserve(&mut self, len: usize) -> Result<&mut [f32]> {
+        if self.0.len() < len {
+            self.0 = Buffer::zeroed(len, "sums of parts")?;
+        }
+        Ok(&mut self.0.as_mut_slice()[..len])
+    }
+}
+
 fn out_of_memory(what: &str, bytes: usize) -> Error {
     Error::OutOfMemory { what: what.to_owned(), bytes }
 }

@@ -7,7 +7,7 @@ use crate::gather_gemm::{self, GatherGemm};
 use crate::max_pool::{self, MaxPool};
 use crate::mean_pool::{self, MeanPool};
 use crate::squeeze_excite::{self, SqueezeExcite};
-use crate::{Extent, Isa, Result, Team};
+use crate::{Extent, Isa, PartSums, Result, Team};
 use half::bf16;
 
 /// The `run` of each operation on elements of one type.
@@ -26,12 +26,7 @@ pub trait Compiled: Sized {
         call: Depthwise<'_, [Self]>,
     ) -> Result<()>;
     fn max_pool(isa: Isa, team: &mut Team, call: MaxPool<'_, [Self]>) -> Result<()>;
-    fn mean_pool(
-        isa: Isa,
-        team: &mut Team,
-        scratch: &mut mean_pool::Scratch,
-        call: MeanPool<'_, [Self]>,
-    ) -> Result<()>;
+    fn mean_pool(isa: Isa, team: &mut Team, parts: &mut PartSums, call: MeanPool<'_, [Self]>) -> Result<()>;
     fn squeeze_excite(
         isa: Isa,
         team: &mut Team,
@@ -42,10 +37,10 @@ pub trait Compiled: Sized {
     fn patch_gate(
         isa: Isa,
         team: &mut Team,
+        parts: &mut PartSums,
         gate: &PatchGate,
         input: &[Self],
-        batch: usize,
-        map: Extent,
+        maps: (usize, Extent),
         margins: &mut [f32],
     ) -> Result<()>;
 }
@@ -76,10 +71,10 @@ macro_rules! compile {
             fn mean_pool(
                 isa: Isa,
                 team: &mut Team,
-                scratch: &mut mean_pool::Scratch,
+                parts: &mut PartSums,
                 call: MeanPool<'_, [Self]>,
             ) -> Result<()> {
-                mean_pool::run(isa, team, scratch, call)
+                mean_pool::run(isa, team, parts, call)
             }
             fn squeeze_excite(
                 isa: Isa,
@@ -93,13 +88,13 @@ macro_rules! compile {
             fn patch_gate(
                 isa: Isa,
                 team: &mut Team,
+                parts: &mut PartSums,
                 gate: &PatchGate,
                 input: &[Self],
-                batch: usize,
-                map: Extent,
+                maps: (usize, Extent),
                 margins: &mut [f32],
             ) -> Result<()> {
-                gate::patch(isa, team, gate, input, batch, map, margins)
+                gate::patch(isa, team, parts, gate, input, maps, margins)
             }
         }
     )*};

@@ -6,10 +6,10 @@ use crate::gate::{self, Account, Decide, Linear, Most, PatchGate};
 use crate::gather_gemm::{Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
 use crate::max_pool::MaxPool;
-use crate::mean_pool::{self, MeanPool};
+use crate::mean_pool::MeanPool;
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
-use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, Result, Rows, Team, Value};
+use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, PartSums, Result, Rows, Team, Value};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,7 +51,7 @@ pub struct CpuScratch<E> {
     /// One for each thread.
     gemm: Vec<Scratch<E>>,
     squeeze: squeeze_excite::Scratch,
-    pool: mean_pool::Scratch,
+    parts: PartSums,
     rows: compact::Scratch,
     stamps: Vec<Instant>,
 }
@@ -129,8 +129,8 @@ impl<E: Element> Backend for Cpu<E> {
     fn scratch(&self) -> Result<CpuScratch<E>> {
         let gemm = (0..self.threads()).map(|_| Scratch::new()).collect::<Result<_>>()?;
         let (rows, stamps) = (compact::Scratch::default(), Vec::new());
-        let (squeeze, pool) = (squeeze_excite::Scratch::new()?, mean_pool::Scratch::new()?);
-        Ok(CpuScratch { gemm, squeeze, pool, rows, stamps })
+        let (squeeze, parts) = (squeeze_excite::Scratch::new()?, PartSums::new()?);
+        Ok(CpuScratch { gemm, squeeze, parts, rows, stamps })
     }
 
     fn reserve(&self, scratch: &mut CpuScratch<E>, filter: &Filter<E>, channels: bool) -> Result<()> {
@@ -257,7 +257,7 @@ impl<E: Element> Backend for Cpu<E> {
         let MeanPool { rows, channels, input, input_rows, mean, output } = call;
         let (input, output) = (input.as_slice(), &mut output[..]);
         let call = MeanPool { rows, channels, input, input_rows, mean, output };
-        E::mean_pool(queue.isa, queue.team, &mut queue.scratch.pool, call)
+        E::mean_pool(queue.isa, queue.team, &mut queue.scratch.parts, call)
     }
 
     fn squeeze_excite(
@@ -286,7 +286,8 @@ impl<E: Element> Backend for Cpu<E> {
         map: Extent,
         margins: &mut Vec<f32>,
     ) -> Result<()> {
-        E::patch_gate(queue.isa, queue.team, gate, input.as_slice(), batch, map, margins)
+        let parts = &mut queue.scratch.parts;
+        E::patch_gate(queue.isa, queue.team, parts, gate, input.as_slice(), (batch, map), margins)
     }
 
     fn linear(

@@ -109,7 +109,7 @@ mod testing;
 
 pub use active::{ActiveSet, Channels, Rows};
 pub use backend::{Backend, Value};
-pub use buffer::Buffer;
+pub use buffer::{Buffer, PartSums};
 pub use cpu::{Cpu, CpuQueue};
 pub(crate) use disjoint::Disjoint;
 pub use element::{DType, Element};

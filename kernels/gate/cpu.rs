@@ -1,19 +1,19 @@
 use super::{Linear, PatchGate, cell};
 use crate::simd::{Simd, dispatch};
-use crate::{Element, Error, Extent, Isa, Result, Team};
+use crate::{Disjoint, Element, Error, Extent, Isa, PartSums, Result, Team};
 use std::ops::Range;
 
 /// Margins of every cell: `[batch, grid.h, grid.w]`. `input` holds `batch` maps of size `map`, all pixels.
 ///
 /// # Errors
-/// When an operand is too small.
+/// When an operand is too small, before anything is written, or memory for the sums of parts runs out.
 pub fn patch<E: Element>(
     isa: Isa,
     team: &mut Team,
+    parts: &mut PartSums,
     gate: &PatchGate,
     input: &[E],
-    batch: usize,
-    map: Extent,
+    (batch, map): (usize, Extent),
     margins: &mut [f32],
 ) -> Result<()> {
     let (c, cells) = (gate.weight.len(), gate.grid.pixels());
@@ -30,69 +30,46 @@ pub fn patch<E: Element>(
     size("map", map.h.min(map.w), gate.grid.h.min(gate.grid.w).max(1))?;
     // Lines of cells are independent; where there are few, each is cut into parts. How depends on the gate and the map
     // alone, so that neither threads nor batch leave a trace in the sums.
-    let parts = parts(gate.grid, map, c);
+    let pieces = pieces(gate.grid, map, c);
     let width = gate.grid.w;
     let lines = batch * gate.grid.h;
-    let sample = |line: usize| &input[line / gate.grid.h * map.pixels() * c..][..map.pixels() * c];
-    let part_of = |line: usize, part: usize| {
-        let ys = cell(line % gate.grid.h, gate.grid.h, map.h);
-        ys.start + ys.len() * part / parts..ys.start + ys.len() * (part + 1) / parts
-    };
-    let mut sums = [0.0; MOST_SUMS];
-    let apart = parts > 1 && team.threads() > 1 && lines * parts * width <= MOST_SUMS;
-    if apart {
-        let sums = crate::Disjoint::new(&mut sums);
-        team.for_each(lines * parts, |chunk, _| {
-            // SAFETY: each part of a line is one chunk's.
-            let sums = unsafe { sums.slice(chunk * width..(chunk + 1) * width) };
-            let (line, part) = (chunk / parts, chunk % parts);
-            cells_of_line(isa, gate, sample(line), map, part_of(line, part), sums);
-        });
-    }
-    let margins = crate::Disjoint::new(margins);
-    let finish = |line: usize, _worker: usize| {
-        // SAFETY: each line of cells is one chunk's.
+    let line_of = |line: usize| cell(line % gate.grid.h, gate.grid.h, map.h);
+    let sums = parts.reserve(lines * pieces * width)?;
+    let shared = Disjoint::new(sums);
+    team.for_each(lines * pieces, |chunk, _| {
+        let (line, piece) = (chunk / pieces, chunk % pieces);
+        let sample = &input[line / gate.grid.h * map.pixels() * c..][..map.pixels() * c];
+        let ys = line_of(line);
+        let ys = ys.start + ys.len() * piece / pieces..ys.start + ys.len() * (piece + 1) / pieces;
+        // SAFETY: each piece of a line is one chunk's.
+        let sums = unsafe { shared.slice(chunk * width..(chunk + 1) * width) };
+        cells_of_line(isa, gate, sample, map, ys, sums);
+    });
+    let margins = Disjoint::new(margins);
+    team.for_each(lines, |line, _| {
+        // SAFETY: each line is one chunk's.
         let margins = unsafe { margins.slice(line * width..(line + 1) * width) };
-        margins.fill(0.0);
-        for part in 0..parts {
-            let mut own = [0.0; MOST_SUMS];
-            let sums = match apart {
-                true => &sums[(line * parts + part) * width..][..width],
-                false if parts == 1 => {
-                    cells_of_line(isa, gate, sample(line), map, part_of(line, 0), margins);
-                    break;
-                }
-                false => {
-                    cells_of_line(isa, gate, sample(line), map, part_of(line, part), &mut own[..width]);
-                    &own[..width]
-                }
-            };
-            margins.iter_mut().zip(sums).for_each(|(margin, sum)| *margin += sum);
+        let sums = &sums[line * pieces * width..(line + 1) * pieces * width];
+        margins.copy_from_slice(&sums[..width]);
+        for piece in sums[width..].chunks_exact(width) {
+            margins.iter_mut().zip(piece).for_each(|(margin, sum)| *margin += sum);
         }
-        let ys = cell(line % gate.grid.h, gate.grid.h, map.h);
         for (gx, margin) in margins.iter_mut().enumerate() {
-            let pixels = ys.len() * cell(gx, width, map.w).len();
+            let pixels = line_of(line).len() * cell(gx, width, map.w).len();
             *margin = *margin / pixels as f32 + gate.bias;
         }
-    };
-    match apart {
-        true => (0..lines).for_each(|line| finish(line, 0)),
-        false => team.for_each(lines, finish),
-    }
+    });
     Ok(())
 }
 
-/// Parts of all lines of cells of a sample, at least, and values that are worth a part of their own.
-const PARTS: usize = 4;
-const PART_VALUES: usize = 16384;
-/// Most partial sums that are kept.
-const MOST_SUMS: usize = 256;
+/// Pieces of all lines of cells of a sample, at least, and values that are worth a piece of their own.
+const PIECES: usize = 4;
+const PIECE_VALUES: usize = 16384;
 
-/// Into how many parts each line of cells is cut.
-fn parts(grid: Extent, map: Extent, c: usize) -> usize {
+/// Into how many pieces each line of cells is cut.
+fn pieces(grid: Extent, map: Extent, c: usize) -> usize {
     let values = map.pixels() * c / grid.h.max(1);
-    let most = if grid.w <= MOST_SUMS { values / PART_VALUES } else { 1 };
-    PARTS.div_ceil(grid.h.max(1)).min(most).max(1)
+    PIECES.div_ceil(grid.h.max(1)).min(values / PIECE_VALUES).max(1)
 }
 
 dispatch! {
@@ -110,6 +87,7 @@ fn cells_of_line_set<S: Simd, E: Element>(
 ) {
     let c = gate.weight.len();
     for (gx, sum) in sums.iter_mut().enumerate() {
+        *sum = 0.0;
         let xs = cell(gx, gate.grid.w, map.w);
         for y in ys.clone() {
             // A line of a cell's pixels is contiguous, the weights repeat.
@@ -193,7 +171,7 @@ pub fn linear(isa: Isa, team: &mut Team, layer: &Linear, input: &[f32], output: 
     }
     // Small layers are not worth waking anybody.
     let pieces = (batch * layer.weight.len() / 65536 + 1).min(4 * team.threads()).min(c_out);
-    let output = crate::Disjoint::new(output);
+    let output = Disjoint::new(output);
     team.for_each(pieces, |piece, _| {
         for o in c_out * piece / pieces..c_out * (piece + 1) / pieces {
             for n in 0..batch {

@@ -1,6 +1,10 @@
 use super::*;
 use crate::testing::{Random, worst};
-use crate::{Isa, Team};
+use crate::{Isa, PartSums, Team};
+
+fn parts() -> PartSums {
+    PartSums::new().unwrap()
+}
 
 #[test]
 fn patch_margins_equal_the_reference() {
@@ -24,14 +28,19 @@ fn patch_margins_equal_the_reference() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         for isa in Isa::available() {
             reference_patch(&gate, &input, batch, map, &mut want);
-            Team::scope(Some(&pool), |team| patch(isa, team, &gate, &input, batch, map, &mut got)).unwrap();
+            Team::scope(Some(&pool), |team| {
+                patch(isa, team, &mut parts(), &gate, &input, (batch, map), &mut got)
+            })
+            .unwrap();
             assert!(worst(&got, &want, 1.0) < 1e-5, "{h}×{w}×{c} on {}", isa.name());
             reference_patch(&gate, &halves, batch, map, &mut want);
-            Team::scope(None, |team| patch(isa, team, &gate, &halves, batch, map, &mut got)).unwrap();
+            Team::scope(None, |team| patch(isa, team, &mut parts(), &gate, &halves, (batch, map), &mut got))
+                .unwrap();
             assert!(worst(&got, &want, 1.0) < 1e-5, "bf16 {h}×{w}×{c} on {}", isa.name());
         }
-        let short =
-            Team::scope(None, |team| patch(Isa::detect(), team, &gate, &input[1..], batch, map, &mut got));
+        let short = Team::scope(None, |team| {
+            patch(Isa::detect(), team, &mut parts(), &gate, &input[1..], (batch, map), &mut got)
+        });
         assert!(short.is_err());
     }
 }
@@ -69,7 +78,9 @@ fn neither_threads_nor_batch_leave_a_trace_in_margins() {
             let batch = input.len() / (map.pixels() * c);
             let mut margins = vec![0.0; batch * grid.pixels()];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let run = |team: &mut Team| patch(Isa::detect(), team, &gate, input, batch, map, &mut margins);
+            let run = |team: &mut Team| {
+                patch(Isa::detect(), team, &mut parts(), &gate, input, (batch, map), &mut margins)
+            };
             Team::scope(Some(&pool), run).unwrap();
             margins
         };

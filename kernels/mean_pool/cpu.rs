@@ -5,7 +5,7 @@ use super::{Mean, MeanPool};
 use crate::gather_gemm::Placement;
 use crate::gather_gemm::cpu::BLOCK_ROWS;
 use crate::simd::{Simd, dispatch};
-use crate::{Buffer, Channels, Disjoint, Element, Isa, Result, Rows, Team};
+use crate::{Channels, Disjoint, Element, Isa, PartSums, Result, Rows, Team};
 
 /// Chunks for each thread, so that a thread that is held up does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 2;
@@ -18,37 +18,14 @@ const PARTS: usize = 8;
 /// With no more pixels than these gather_gemm lets threads share the channels, and so is it here.
 const FEW_PIXELS: usize = BLOCK_ROWS;
 
-/// Working memory of one call.
-pub struct Scratch {
-    /// `[n, PARTS, c]`: sums of each part.
-    sums: Buffer<f32>,
-}
-
-impl Scratch {
-    /// Empty working memory, which grows with the calls.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    pub fn new() -> Result<Self> {
-        Ok(Self { sums: Buffer::zeroed(0, "sums of rows")? })
-    }
-
-    fn reserve(&mut self, len: usize) -> Result<&mut [f32]> {
-        if self.sums.len() < len {
-            self.sums = Buffer::zeroed(len, "sums of rows")?;
-        }
-        Ok(&mut self.sums.as_mut_slice()[..len])
-    }
-}
-
 /// Runs one call.
 ///
 /// # Errors
-/// When an operand is too small, before anything is written, or memory for the scratch runs out.
+/// When an operand is too small, before anything is written, or memory for the sums of parts runs out.
 pub fn run<E: Element>(
     isa: Isa,
     team: &mut Team,
-    scratch: &mut Scratch,
+    parts: &mut PartSums,
     call: MeanPool<'_, [E]>,
 ) -> Result<()> {
     call.check()?;
@@ -59,7 +36,7 @@ pub fn run<E: Element>(
         input_rows: call.input_rows,
         mean: call.mean,
     };
-    pool(isa, team, scratch, source, call.output)
+    pool(isa, team, parts, source, call.output)
 }
 
 /// A checked call without its output.
@@ -75,11 +52,11 @@ pub(crate) struct Source<'a, E> {
 /// The means of a checked call.
 ///
 /// # Errors
-/// When memory for the scratch runs out.
+/// When memory for the sums of parts runs out.
 pub(crate) fn pool<E: Element>(
     isa: Isa,
     team: &mut Team,
-    scratch: &mut Scratch,
+    parts: &mut PartSums,
     source: Source<'_, E>,
     output: &mut [f32],
 ) -> Result<()> {
@@ -91,18 +68,17 @@ pub(crate) fn pool<E: Element>(
         by_channels(isa, team, source, output);
         return Ok(());
     }
-    let partial = scratch.reserve(batch * PARTS * c)?;
-    let sums = Disjoint::new(partial);
+    let sums = parts.reserve(batch * PARTS * c)?;
+    let shared = Disjoint::new(sums);
     team.for_each(batch * PARTS, |chunk, _| {
         let (n, part) = (chunk / PARTS, chunk % PARTS);
         // SAFETY: chunks differ in the sample or in the part.
-        let sums = unsafe { sums.slice(chunk * c..chunk * c + source.channels.count(n)) };
+        let sums = unsafe { shared.slice(chunk * c..chunk * c + source.channels.count(n)) };
         let (start, len) = source.span(n);
         let (first, end) = (len * part / PARTS, len * (part + 1) / PARTS);
         sum::<E>(isa, &source.part(0, start + first, end - first), sums);
     });
-    let partial = scratch.reserve(batch * PARTS * c)?;
-    for (n, parts) in partial.chunks_exact(PARTS * c).enumerate() {
+    for (n, parts) in sums.chunks_exact(PARTS * c).enumerate() {
         let output = &mut output[n * c..n * c + source.channels.count(n)];
         output.copy_from_slice(&parts[..output.len()]);
         for part in parts[c..].chunks_exact(c) {

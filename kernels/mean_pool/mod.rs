@@ -17,7 +17,7 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
-pub use cpu::{Scratch, run};
+pub use cpu::run;
 
 use crate::error::require;
 use crate::gather_gemm::Placement;

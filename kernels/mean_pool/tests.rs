@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Density, Random, worst};
-use crate::{Isa, Team};
+use crate::{Isa, PartSums, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -51,9 +51,9 @@ fn check<E: Element>(case: &Case, isa: Isa) {
     for threads in [1, 2, 9] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut got = before.clone();
-        let mut scratch = Scratch::new().unwrap();
+        let mut parts = PartSums::new().unwrap();
         let call = call(case, &rows, &channels, &input, &mut got);
-        Team::scope(Some(&pool), |team| run(isa, team, &mut scratch, call)).unwrap();
+        Team::scope(Some(&pool), |team| run(isa, team, &mut parts, call)).unwrap();
         let worst = worst(&got, &want, 1.0);
         assert!(worst <= SUMMATION, "{case:?} on {}: {worst:e}", isa.name());
         assert_eq!(first.get_or_insert(got.clone()), &got, "{case:?}: {threads} threads");
@@ -110,7 +110,7 @@ fn operands_that_do_not_fit_are_refused() {
         let (input, mut output) = (vec![0.0f32; inputs], vec![0.0; outputs]);
         let call = MeanPool { rows, channels, input: &input[..], input_rows, mean, output: &mut output[..] };
         assert!(
-            Team::scope(None, |team| run(Isa::detect(), team, &mut Scratch::new().unwrap(), call)).is_err()
+            Team::scope(None, |team| run(Isa::detect(), team, &mut PartSums::new().unwrap(), call)).is_err()
         );
     };
     use Placement::{Compact, Natural};

@@ -3,9 +3,9 @@
 
 use super::{ROW, SqueezeExcite, Weights};
 use crate::gather_gemm::Placement;
-use crate::mean_pool::cpu::{self as mean_pool, Source, pool};
+use crate::mean_pool::cpu::{Source, pool};
 use crate::simd::{Simd, dispatch};
-use crate::{Buffer, Disjoint, Element, Isa, Result, Team};
+use crate::{Buffer, Disjoint, Element, Isa, PartSums, Result, Team};
 
 /// Channels of a chunk of the second layer.
 const CHANNELS: usize = 64;
@@ -20,7 +20,7 @@ pub struct Scratch {
     means: Buffer<f32>,
     /// `[n, q]`.
     hidden: Buffer<f32>,
-    pool: mean_pool::Scratch,
+    parts: PartSums,
 }
 
 impl Scratch {
@@ -30,7 +30,7 @@ impl Scratch {
     /// When memory runs out.
     pub fn new() -> Result<Self> {
         let empty = || Buffer::zeroed(0, "scratch");
-        Ok(Self { means: empty()?, hidden: empty()?, pool: mean_pool::Scratch::new()? })
+        Ok(Self { means: empty()?, hidden: empty()?, parts: PartSums::new()? })
     }
 
     /// Grows to what calls with `weights` on `batch` samples need.
@@ -69,10 +69,10 @@ pub fn run<E: Element>(
     if rows.is_empty() {
         return Ok(());
     }
-    let Scratch { means, hidden, pool: sums } = scratch;
+    let Scratch { means, hidden, parts } = scratch;
     let (means, hidden) = (means.as_mut_slice(), hidden.as_mut_slice());
     let source = Source { rows, channels, input: &*call.data, input_rows: call.data_rows, mean: call.mean };
-    pool(isa, team, sums, source, means)?;
+    pool(isa, team, parts, source, means)?;
 
     let squeezed = Disjoint::new(hidden);
     let blocks = weights.stride / ROW;
