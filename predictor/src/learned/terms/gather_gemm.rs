@@ -4,10 +4,8 @@ use super::{Kind, Sizes, Work};
 use crate::DeviceFacts;
 use crate::workload::{Route, Workload};
 
-/// Rows whose pointers are set up together, and the same where panels are packed for every block.
+/// Rows whose pointers are set up together, and up to how many they are where panels are packed for every block.
 const BLOCK_ROWS: f64 = 144.0;
-const PACKED_BLOCK_ROWS: f64 = 448.0;
-/// Up to this many rows active columns are gathered while multiplying.
 const FEW_ROWS: f64 = 250.0;
 /// Weights up to this size stay in a core's cache next to a block of rows.
 const RESIDENT_BYTES: f64 = 320.0 * 1024.0;
@@ -33,12 +31,15 @@ struct Panels {
     inputs: f64,
     /// Columns that do not fill their vector, of all.
     ragged: f64,
+    /// Steps of the reduction that a vector of sums takes at a time: with units two, side by side.
+    steps: f64,
 }
 
 impl Panels {
-    fn of(w: &Workload, facts: &DeviceFacts) -> Self {
-        let lanes = f64::from(facts.lanes);
-        let width = f64::from(facts.tile_columns);
+    fn of(w: &Workload, facts: &DeviceFacts, units: bool) -> Self {
+        let steps = if units { 2.0 } else { 1.0 };
+        let lanes = f64::from(facts.lanes) / steps;
+        let width = f64::from(facts.tile_columns) / steps;
         let (groups, c_out) = (f64::from(w.groups), f64::from(w.c_out));
         let (sets, columns, inputs) = if w.groups == 1 {
             (1.0, w.c_out_active, w.c_in_active)
@@ -53,11 +54,43 @@ impl Panels {
         let narrow_vectors = (rest / lanes).ceil();
         let narrow = if rest > 1e-9 { 1.0 } else { 0.0 };
         let ragged = sets * (narrow_vectors * lanes - rest).max(0.0);
-        Self { whole: sets * whole, narrow: sets * narrow, narrow_vectors, inputs, ragged }
+        Self { whole: sets * whole, narrow: sets * narrow, narrow_vectors, inputs, ragged, steps }
     }
 
     fn all(&self) -> f64 {
         self.whole + self.narrow
+    }
+}
+
+/// How the rows and columns of a job are cut for the threads.
+struct Cut {
+    tiles: f64,
+    blocks: f64,
+    parts: f64,
+}
+
+impl Cut {
+    fn of(
+        w: &Workload,
+        facts: &DeviceFacts,
+        (rows, jobs): (f64, f64),
+        (panels, weights, packs): (&Panels, f64, bool),
+    ) -> Self {
+        let threads = f64::from(w.threads);
+        let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
+        let turns = if jobs < threads { threads } else { 1.0 };
+        let next = |value: f64| (value / turns).ceil() * turns;
+        let tiles = (rows / f64::from(facts.tile_rows)).ceil().max(1.0);
+        let mut blocks =
+            (rows / if packs && rows <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS }).ceil().max(1.0);
+        if weights <= RESIDENT_BYTES && !packs {
+            blocks = blocks.max(wanted.min(tiles));
+        }
+        let tiles = if tiles > 2.0 * turns { next(tiles) } else { tiles };
+        let blocks = if blocks > 1.0 { next(blocks).min(tiles) } else { 1.0 };
+        let (columns, wanted) = (panels.all().ceil().max(1.0) as u32, (wanted / blocks).ceil() as u32);
+        let even = (wanted..2 * wanted).find(|&parts| columns.is_multiple_of(parts));
+        Self { tiles, blocks, parts: f64::from(even.unwrap_or(wanted).min(columns)) }
     }
 }
 
@@ -69,38 +102,35 @@ fn cycles(rows: f64, vectors: f64) -> f64 {
 
 pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
-    let panels = Panels::of(w, facts);
+    let units =
+        w.c_out_listed && w.groups == 1 && w.group_size.is_multiple_of(UNIT) && w.c_in.is_multiple_of(UNIT);
+    let panels = Panels::of(w, facts, units);
     let listed = w.c_in_listed || w.c_out_listed;
+    let some = |listed: bool, active: f64, all: u32| f64::from(u8::from(listed && active < f64::from(all)));
+    let (li, lo) =
+        (some(w.c_in_listed, w.c_in_active, w.c_in), some(w.c_out_listed, w.c_out_active, w.c_out));
+    let packs = lo > 0.0 && !units;
     let jobs = if listed { f64::from(w.batch) } else { 1.0 };
     let rows = s.rows / jobs;
-    let tile_rows = f64::from(facts.tile_rows);
     let vectors = f64::from(facts.tile_columns) / f64::from(facts.lanes);
     let threads = s.threads;
-    let wanted = if threads == 1.0 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
-    let mut blocks = (rows / if w.c_out_listed { PACKED_BLOCK_ROWS } else { BLOCK_ROWS }).ceil().max(1.0);
-    if s.weights <= RESIDENT_BYTES && !listed {
-        blocks = blocks.max(wanted.min((rows / tile_rows).ceil()));
-    }
-    let parts = (wanted / blocks).ceil().min(panels.all()).max(1.0);
+    let Cut { tiles, blocks, parts } = Cut::of(w, facts, (rows, jobs), (&panels, s.weights, packs));
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
 
-    let block_rows = rows / blocks;
-    let tiles = (block_rows / tile_rows).ceil().max(1.0);
-    let height = block_rows / tiles;
+    let height = rows / tiles;
     let (low, high) = (height.floor(), height.ceil());
     let taller = height - low;
-    let tile_cycles = |vectors: f64| (1.0 - taller) * cycles(low, vectors) + taller * cycles(high, vectors);
+    let tile_cycles = |vectors: f64| {
+        ((1.0 - taller) * cycles(low, vectors) + taller * cycles(high, vectors)) / panels.steps
+    };
     let steps = s.taps * panels.inputs;
-    let all_tiles = blocks * jobs * tiles;
+    let all_tiles = jobs * tiles;
     let per_step = panels.whole * tile_cycles(vectors) + panels.narrow * tile_cycles(panels.narrow_vectors);
     let compute = if w.rows == 0 { 0.0 } else { all_tiles * steps * per_step * share };
     let tile_panels = all_tiles * panels.all() * share;
     let flag = |is: bool| f64::from(u8::from(is));
-    let (li, lo, deep) = (flag(w.c_in_listed), flag(w.c_out_listed), flag(w.kernel > 1));
-    let in_units = w.group_size.is_multiple_of(UNIT) && w.c_out.is_multiple_of(facts.tile_columns);
-    let while_multiplying = flag(w.c_out_listed && w.groups == 1 && block_rows <= FEW_ROWS && in_units);
-    let packed = lo * (1.0 - while_multiplying);
+    let (deep, while_multiplying, packed) = (flag(w.kernel > 1), flag(units), flag(packs));
     let grouped = flag(w.groups > 1);
     work.add(
         Kind::Compute,
