@@ -56,6 +56,29 @@ fn what_was_measured_before_a_kill_is_in_the_profile() {
     assert_eq!(files_in(folder.path()), ["here.csv", "here.json"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_full_disk_loses_no_measurement() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("here.json");
+    // No file may grow beyond a few blocks; to write more is an error, as on a full disk.
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 4; exec '{}' calibrate --threads 1 --budget 10m --out '{}'",
+        command().get_program().display(),
+        file.display()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("cannot write") && errors.contains("kept"), "{errors}");
+    let [journal] = &files_in(folder.path())[..] else { panic!("{:?}", files_in(folder.path())) };
+    let text = fs::read_to_string(folder.path().join(journal)).unwrap();
+    let before = measurements::read(&text[..text.rfind('\n').unwrap() + 1]).unwrap();
+    assert!(!before.is_empty());
+    let after = measured(&calibrated(folder.path()).with_extension("csv"));
+    assert_eq!(after[..before.len()], before[..], "a measurement is lost");
+}
+
 #[test]
 fn a_profile_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
