@@ -26,10 +26,23 @@ const NETWORKS: [(&str, &[f64]); 8] = [
     (r#"{"arch": "cifar_resnet56", "dyn_mode": "layer"}"#, &[0.5, 1.0]),
     (r#"{"arch": "cifar_resnet20", "dyn_mode": "spatial", "spatial_granularity": 4}"#, &[0.5]),
 ];
-const ROUNDS: usize = 21;
+/// Visits to each network, with all the others in between: a slow phase of the machine, which lasts for seconds, hits some
+/// of them only.
+const VISITS: usize = 5;
+/// Inferences of a visit that do not count, and that may.
 const WARM_UP: usize = 2;
-/// Rounds that count: the faster ones, as for the calls.
-const COUNTED: usize = 11;
+const ROUNDS: usize = 5;
+/// Inferences that count: the fastest ones of all visits, as for the calls.
+const COUNTED: usize = 9;
+
+/// A network at one density, and its inferences so far.
+struct Case<'a> {
+    session: &'a Session,
+    policy: Given,
+    images: Vec<f32>,
+    output: Output,
+    traces: Vec<Trace>,
+}
 
 /// Part of an inference: its calls and how long they took together.
 struct Part {
@@ -46,7 +59,6 @@ pub fn correct(
     (device, element, isa): (&Device, Element, &str),
     threads: u32,
 ) -> Result<Correction> {
-    let mut parts = Vec::new();
     let dtype = match element {
         Element::F32 | Element::Tf32 => DType::F32,
         Element::F16 => DType::F16,
@@ -54,7 +66,7 @@ pub fn correct(
     };
     let l3_bytes = model.facts().l3_bytes;
     let setting = Setting { batch: 1, dtype, threads, l3_bytes, map_bytes: CPU_MAP_BYTES };
-    for (config, densities) in NETWORKS {
+    let session = |(config, densities): (&str, &'static [f64])| {
         let spec = NetConfig::from_json(config)?.build()?;
         let session = Session::builder(spec.clone())
             .device(device.clone())
@@ -62,44 +74,69 @@ pub fn correct(
             .threads(threads as usize)
             .isa(isa)
             .build(&RandomWeights::new(&spec, 1))?;
-        for &density in densities {
-            parts.extend(measure(&session, &spec, density, &setting)?);
-        }
+        anyhow::Ok((spec, session, densities))
+    };
+    let networks = NETWORKS.into_iter().map(session).collect::<Result<Vec<_>>>()?;
+    let cases = networks.iter().flat_map(|(spec, session, densities)| {
+        densities.iter().map(move |&density| Case::new(session, spec, density))
+    });
+    let mut cases = cases.collect::<Result<Vec<_>>>()?;
+    for _ in 0..VISITS {
+        cases.iter_mut().try_for_each(Case::visit)?;
+    }
+    let mut parts = Vec::new();
+    for case in cases {
+        parts.extend(case.parts(&setting)?);
     }
     Ok(Correction::fit(&parts.iter().map(|part| part.timed(model)).collect::<Vec<_>>()))
 }
 
-fn measure(session: &Session, spec: &NetSpec, density: f64, setting: &Setting) -> Result<Vec<Part>> {
-    let size = spec.input.size;
-    let images: Vec<f32> =
-        (0..spec.input.channels * size.h * size.w).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
-    let policy = Given::forced(spec, 1, density, Pattern::Clustered, 5)?;
-    let request = Request { images: &images, batch: 1, features: false, masks: true, timed: true };
-    let mut output = Output::default();
-    let mut traces: Vec<Trace> = Vec::new();
-    for round in 0..WARM_UP + ROUNDS {
-        session.infer_with(request, &policy, &mut output)?;
-        if round >= WARM_UP {
-            traces.push(output.trace.clone());
-        }
+impl<'a> Case<'a> {
+    fn new(session: &'a Session, spec: &NetSpec, density: f64) -> Result<Self> {
+        let size = spec.input.size;
+        let values = spec.input.channels * size.h * size.w;
+        Ok(Self {
+            session,
+            policy: Given::forced(spec, 1, density, Pattern::Clustered, 5)?,
+            images: (0..values).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect(),
+            output: Output::default(),
+            traces: Vec::new(),
+        })
     }
-    traces.sort_by_key(Trace::total_ns);
-    traces.truncate(COUNTED);
-    let activities = spec.blocks.iter().zip(&output.masks);
-    let activities =
-        activities.map(|(block, masks)| Activity::of(block, &masks.patches, &masks.channel_groups, 1));
-    let activities = activities.collect::<Result<Vec<_>>>()?;
-    let Lowered { stem, blocks, head } = lower(spec, &ExecutionPlan::sparse(spec), &activities, setting);
-    let time = |of: &dyn Fn(&Trace) -> u64| median(traces.iter().map(|trace| of(trace) as f64).collect());
-    let mut parts = vec![
-        Part { calls: stem, ns: time(&|trace| trace.stem_ns) },
-        Part { calls: head, ns: time(&|trace| trace.head_ns) },
-    ];
-    parts.extend(blocks.into_iter().enumerate().map(|(i, calls)| {
-        let ns = time(&|trace| trace.blocks[i].total_ns());
-        Part { calls, ns }
-    }));
-    Ok(parts)
+
+    fn visit(&mut self) -> Result<()> {
+        let request = Request { images: &self.images, batch: 1, features: false, masks: true, timed: true };
+        for round in 0..WARM_UP + ROUNDS {
+            self.session.infer_with(request, &self.policy, &mut self.output)?;
+            if round >= WARM_UP {
+                self.traces.push(self.output.trace.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// What its stem, blocks and head take.
+    fn parts(mut self, setting: &Setting) -> Result<Vec<Part>> {
+        self.traces.sort_by_key(Trace::total_ns);
+        self.traces.truncate(COUNTED);
+        let (spec, masks) = (self.session.spec(), &self.output.masks);
+        let activities = spec.blocks.iter().zip(masks);
+        let activities = activities
+            .map(|(block, masks)| Activity::of(block, &masks.patches, &masks.channel_groups, 1))
+            .collect::<Result<Vec<_>>>()?;
+        let Lowered { stem, blocks, head } = lower(spec, &ExecutionPlan::sparse(spec), &activities, setting);
+        let time =
+            |of: &dyn Fn(&Trace) -> u64| median(self.traces.iter().map(|trace| of(trace) as f64).collect());
+        let mut parts = vec![
+            Part { calls: stem, ns: time(&|trace| trace.stem_ns) },
+            Part { calls: head, ns: time(&|trace| trace.head_ns) },
+        ];
+        parts.extend(blocks.into_iter().enumerate().map(|(i, calls)| {
+            let ns = time(&|trace| trace.blocks[i].total_ns());
+            Part { calls, ns }
+        }));
+        Ok(parts)
+    }
 }
 
 impl Part {
