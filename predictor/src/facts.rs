@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -18,13 +20,13 @@ pub struct DeviceFacts {
     pub clock_hz: f64,
     /// fp32 values of a vector, or of a warp.
     pub lanes: u32,
-    /// Rows of the GEMM tile.
+    /// Rows of the GEMM tile, of several the largest.
     pub tile_rows: u32,
-    /// Columns of the GEMM tile.
+    /// Columns of that tile.
     pub tile_columns: u32,
-    /// Bytes of the cache that a core has to itself; 0: not known.
+    /// Bytes of the cache that a core has to itself, of the shared memory that a thread block may have; 0: not known.
     pub l2_bytes: u64,
-    /// Bytes of the cache that all share; 0: not known.
+    /// Bytes of the cache that all share: a CPU's third level, a GPU's second; 0: not known.
     pub l3_bytes: u64,
 }
 
@@ -36,6 +38,22 @@ pub enum DeviceKind {
     Cpu,
     /// Thread blocks over the multiprocessors of a CUDA GPU.
     Cuda,
+}
+
+impl DeviceKind {
+    /// As in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 impl DeviceFacts {
@@ -52,6 +70,22 @@ impl DeviceFacts {
             tile_columns: 32,
             l2_bytes: 1 << 20,
             l3_bytes: 32 << 20,
+        }
+    }
+
+    /// A GPU with 132 multiprocessors and tensor cores, for examples and tests.
+    pub fn example_gpu(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: DeviceKind::Cuda,
+            isa: "sm_90".to_owned(),
+            cores: 132,
+            clock_hz: 1.98e9,
+            lanes: 32,
+            tile_rows: 128,
+            tile_columns: 128,
+            l2_bytes: 227 << 10,
+            l3_bytes: 50 << 20,
         }
     }
 

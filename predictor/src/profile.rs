@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::correction::Correction;
 use crate::learned::{FitOptions, Model, Outside, Prediction, predict_held_out};
-use crate::workload::{Sample, Workload};
-use crate::{DeviceFacts, Error, Result};
+use crate::workload::{DType, Sample, Workload};
+use crate::{DeviceFacts, DeviceKind, Error, Result};
 
 /// The version of the file that is written and read.
 pub const VERSION: u32 = 2;
@@ -134,14 +134,39 @@ impl Profile {
         }
         let profile: Self = serde_json::from_str(text).map_err(json)?;
         profile.check()?;
-        if let Some(hash) = kernel_hash.filter(|hash| *hash != profile.header.kernel_hash) {
-            let reason = format!(
-                "measured with kernels {}, this program has {hash}: calibrate again",
-                profile.header.kernel_hash
-            );
-            return Err(Error::Profile { reason });
-        }
+        kernel_hash.map_or(Ok(()), |hash| profile.check_kernels(hash))?;
         Ok(profile)
+    }
+
+    /// Checks that it was measured with the kernels of this hash.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn check_kernels(&self, hash: &str) -> Result<()> {
+        if hash == self.header.kernel_hash {
+            return Ok(());
+        }
+        let measured = &self.header.kernel_hash;
+        let reason = format!("measured with kernels {measured}, this program has {hash}: calibrate again");
+        Err(Error::Profile { reason })
+    }
+
+    /// Checks that it can be asked about inferences on a device of this kind with values of this type.
+    ///
+    /// # Errors
+    /// When another kind was measured, or another type.
+    pub fn check_use(&self, kind: DeviceKind, dtype: DType) -> Result<()> {
+        let facts = self.model.facts();
+        let dtypes = self.model.dtypes();
+        let reason = if facts.kind != kind {
+            format!("measured on a {} device ({}), not on {}", facts.kind, facts.name, kind)
+        } else if !dtypes.contains(&dtype) {
+            let measured: Vec<&str> = dtypes.into_iter().map(DType::name).collect();
+            format!("measured with {}, not with {dtype}", measured.join(", "))
+        } else {
+            return Ok(());
+        };
+        Err(Error::Profile { reason: format!("{reason}: calibrate that too") })
     }
 
     fn check(&self) -> Result<()> {
@@ -258,6 +283,15 @@ mod tests {
         assert!(broken("/model/ops/0/measured", serde_json::json!([])).contains("ranges"));
         assert!(broken("/model/facts/lanes", serde_json::json!(0)).contains("lanes"));
         assert!(broken("/header/date", serde_json::json!(1)).contains("cannot parse"));
+    }
+
+    #[test]
+    fn a_profile_answers_about_what_was_measured() {
+        let profile = profile();
+        profile.check_use(DeviceKind::Cpu, DType::F32).unwrap();
+        let said = |kind, dtype| profile.check_use(kind, dtype).unwrap_err().to_string();
+        assert!(said(DeviceKind::Cuda, DType::F32).contains("on a cpu device (test), not on cuda"));
+        assert!(said(DeviceKind::Cpu, DType::Bf16).contains("measured with f32, not with bf16"));
     }
 
     #[test]

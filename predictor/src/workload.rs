@@ -140,7 +140,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// Storage type.
+/// Storage type, and how products of it are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DType {
@@ -150,15 +150,33 @@ pub enum DType {
     F16,
     /// bfloat16.
     Bf16,
+    /// Stored as 32-bit floating point, multiplied with 10 bits of mantissa on tensor cores.
+    Tf32,
 }
 
 impl DType {
     /// Bytes of an element.
     pub fn bytes(self) -> u32 {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::Tf32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
+    }
+
+    /// As in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -239,6 +257,20 @@ impl Workload {
     /// Active fraction of the output pixels; 1 of none.
     pub fn row_density(&self) -> f64 {
         if self.pixels() == 0 { 1.0 } else { f64::from(self.rows) / self.pixels() as f64 }
+    }
+
+    /// Whether a convolution reads images: few channels, and nothing outside of their border.
+    pub fn reads_image(&self) -> bool {
+        /// Fewer input channels than any map behind a stem has.
+        const CHANNELS: u32 = 8;
+        let inside = |output: u32, input: u32| {
+            let last = u64::from(output.saturating_sub(1)) * u64::from(self.stride);
+            last + u64::from(self.kernel) <= u64::from(input)
+        };
+        self.op == Op::GatherGemm
+            && (self.groups, self.c_in < CHANNELS, self.kernel > 1) == (1, true, true)
+            && inside(self.out_h, self.in_h)
+            && inside(self.out_w, self.in_w)
     }
 
     /// Multiply-accumulates of what is active, not padded to tiles.

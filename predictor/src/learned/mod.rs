@@ -12,6 +12,7 @@ mod terms;
 mod transfer;
 
 pub use held_out::predict_held_out;
+pub use terms::cuda::{GemmTile, gemm_tile};
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
@@ -144,6 +145,14 @@ impl Model {
     /// Kernels it was fitted on.
     pub fn ops(&self) -> impl Iterator<Item = Op> + '_ {
         self.ops.iter().map(|model| model.op)
+    }
+
+    /// Types that anything was measured on, each once.
+    pub fn dtypes(&self) -> Vec<DType> {
+        let mut dtypes: Vec<DType> = self.ops.iter().map(|model| model.dtype).collect();
+        dtypes.sort();
+        dtypes.dedup();
+        dtypes
     }
 
     /// Number of measurements it was fitted to.

@@ -1,6 +1,7 @@
 //! What a call does, counted from its numbers and the tile of the kernels: amounts of work that each have a time a unit,
 //! and the features that the rest may depend on.
 
+pub(super) mod cuda;
 mod depthwise;
 mod gather_gemm;
 mod simple;
@@ -8,8 +9,8 @@ mod simple;
 use smallvec::SmallVec;
 
 use super::Parts;
-use crate::DeviceFacts;
 use crate::workload::{Cache, Op, Workload};
+use crate::{DeviceFacts, DeviceKind};
 
 /// What an amount of work is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,9 @@ fn part(op: Op, kind: Kind) -> usize {
 }
 
 fn fill(workload: &Workload, facts: &DeviceFacts, work: &mut Work) {
+    if facts.kind == DeviceKind::Cuda {
+        return cuda::fill(workload, facts, work);
+    }
     match workload.op {
         Op::GatherGemm => gather_gemm::fill(workload, facts, work),
         Op::Depthwise => depthwise::fill(workload, facts, work),
@@ -129,6 +133,9 @@ pub(super) fn features(w: &Workload, facts: &DeviceFacts, analytic_ns: f64) -> F
         (w.c_out % 16) as f32,
         w.row_density() as f32,
     ]);
+    if facts.kind == DeviceKind::Cuda {
+        features.extend_from_slice(&cuda::features(w, facts));
+    }
     features
 }
 

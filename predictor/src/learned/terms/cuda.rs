@@ -1,0 +1,437 @@
+//! The CUDA kernels: tiles and thread blocks in waves over multiprocessors; see `kernels/cuda/launch.rs`, `shape.rs` and
+//! the `.cu` files.
+//!
+//! A grid is launched for everything that could be active, up to a few thread blocks a multiprocessor; counts are read on
+//! the device, and what finds nothing to do ends. Tiles are chosen by what could be active, their number by what is.
+
+use super::{Kind, Sizes, Work};
+use crate::DeviceFacts;
+use crate::workload::{DType, Op, Route, Workload};
+
+/// A kernel of `gather_gemm`: what a thread block computes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmTile {
+    /// On tensor cores rather than in f32 arithmetic.
+    pub tensor_cores: bool,
+    /// Rows.
+    pub rows: u32,
+    /// Columns.
+    pub columns: u32,
+    /// Thread blocks that share a multiprocessor, as far as registers go.
+    resident: u32,
+    /// Bytes of shared memory of a thread block.
+    shared: u32,
+}
+
+const fn tile(tensor_cores: bool, rows: u32, columns: u32, resident: u32, shared: u32) -> GemmTile {
+    GemmTile { tensor_cores, rows, columns, resident, shared }
+}
+
+/// The larger first.
+const TENSOR_CORES: [GemmTile; 3] =
+    [tile(true, 128, 128, 1, 67_584), tile(true, 128, 64, 3, 51_200), tile(true, 64, 64, 4, 33_792)];
+const SIMT: [GemmTile; 2] = [tile(false, 128, 128, 1, 19_072), tile(false, 64, 64, 3, 9_856)];
+const TILES: usize = TENSOR_CORES.len() + SIMT.len();
+
+/// Columns up to which groups of a grouped convolution share a tile.
+const MERGED_COLUMNS: u32 = 64;
+/// Elements that a row of a filter's taps is padded to where it is read as one: of images.
+const FOLDED: u32 = 8;
+/// Thread blocks a multiprocessor at most, of kernels that go on to further work.
+const BLOCKS: f64 = 8.0;
+/// Thread blocks that share a multiprocessor where threads are all that counts.
+const RESIDENT: f64 = 6.0;
+/// Compute capability from which on products are computed on tensor cores.
+const TENSOR_CORES_FROM: u32 = 80;
+/// Shared cache where nobody says, bytes.
+const USUAL_L2_BYTES: f64 = 4194304.0;
+/// Side of a patch that a gate is timed with, pixels.
+const PATCH: u32 = 4;
+
+/// Elements of a vector of 16 bytes.
+fn vector(dtype: DType) -> u32 {
+    16 / dtype.bytes()
+}
+
+fn flag(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+/// `a / b` rounded up.
+fn up(a: f64, b: f64) -> f64 {
+    (a / b.max(1.0)).ceil()
+}
+
+/// A convolution as the kernels see it.
+struct Gemm {
+    groups: f64,
+    /// Columns of a group, all and the active ones.
+    group_out: f64,
+    active_out: f64,
+    /// Input channels of a tap, and taps.
+    inputs: f64,
+    taps: f64,
+    listed: bool,
+    /// Whether vectors are whole, so that tensor cores can read them.
+    whole: bool,
+}
+
+impl Gemm {
+    fn of(w: &Workload) -> Self {
+        let (group_in, group_out) = (w.c_in / w.groups.max(1), w.c_out / w.groups.max(1));
+        let merges = |n: &u32| w.groups.is_multiple_of(*n) && n * group_out <= MERGED_COLUMNS;
+        let merged = (1..=w.groups.min(MERGED_COLUMNS)).filter(merges).max().unwrap_or(1);
+        let groups = (w.groups / merged).max(1);
+        let image = w.reads_image();
+        let n = vector(w.dtype);
+        let pixel = if image { w.c_in.next_multiple_of(n) } else { w.c_in };
+        let (inputs, taps) = match image {
+            true => (f64::from((w.kernel * pixel).next_multiple_of(FOLDED)), f64::from(w.kernel)),
+            false => (w.c_in_active / f64::from(groups), f64::from(w.kernel).powi(2)),
+        };
+        let in_vectors = image || (merged * group_in).is_multiple_of(n) || groups == 1 && w.kernel == 1;
+        let lists = groups == 1 || !w.c_in_listed || w.group_size.is_multiple_of(n);
+        Self {
+            groups: groups.into(),
+            group_out: (merged * group_out).into(),
+            active_out: w.c_out_active / f64::from(groups),
+            inputs,
+            taps,
+            listed: w.c_in_listed || w.c_out_listed,
+            whole: pixel.is_multiple_of(n) && in_vectors && lists,
+        }
+    }
+
+    /// Tiles with so many rows over the batch, if every column is active.
+    fn tiles(&self, w: &Workload, rows: f64, tile: &GemmTile) -> f64 {
+        let columns = self.groups * up(self.group_out, tile.columns.into());
+        let jobs = if self.listed { f64::from(w.batch) } else { 1.0 };
+        jobs * up(rows / jobs, tile.rows.into()) * columns
+    }
+}
+
+/// The tile that the backend takes for a call of `gather_gemm`: the largest that gives every multiprocessor something to
+/// do, by what could be active.
+pub fn gemm_tile(w: &Workload, facts: &DeviceFacts) -> GemmTile {
+    choose(&Gemm::of(w), w, facts)
+}
+
+fn choose(gemm: &Gemm, w: &Workload, facts: &DeviceFacts) -> GemmTile {
+    let capability = facts.isa.trim_start_matches("sm_").trim_end_matches('a').parse::<u32>();
+    let on_tensor_cores =
+        w.dtype != DType::F32 && gemm.whole && capability.is_ok_and(|number| number >= TENSOR_CORES_FROM);
+    let all: &[GemmTile] = if on_tensor_cores { &TENSOR_CORES } else { &SIMT };
+    let fits = |tile: &&GemmTile| {
+        let wide = tile.columns > 64 && gemm.group_out <= 64.0;
+        !wide && gemm.tiles(w, w.pixels() as f64, tile) >= f64::from(facts.cores)
+    };
+    all.iter().find(fits).copied().unwrap_or(all[all.len() - 1])
+}
+
+/// How the work of a call lies on the device.
+struct Spread {
+    /// Thread blocks that are launched, and pieces of work for them.
+    launched: f64,
+    pieces: f64,
+    /// Pieces of the busiest multiprocessor, one after the other if each has it to itself.
+    busiest: f64,
+    /// Rounds in which all thread blocks that fit run at once.
+    waves: f64,
+    /// Steps of a piece that wait for each other.
+    serial: f64,
+}
+
+impl Spread {
+    fn new(facts: &DeviceFacts, (launched, pieces): (f64, f64), resident: f64, serial: f64) -> Self {
+        let cores = f64::from(facts.cores);
+        let (busiest, waves) = (up(pieces, cores), up(pieces, cores * resident));
+        Self { launched, pieces, busiest, waves, serial }
+    }
+
+    /// Thread blocks of 256 threads, each thread taking one of `tasks` after the other; `most` tasks could there be.
+    fn threads(facts: &DeviceFacts, tasks: f64, most: f64) -> Self {
+        let launched = up(most, 256.0).min(BLOCKS * f64::from(facts.cores)).max(1.0);
+        let pieces = up(tasks, 256.0).min(launched);
+        Self::new(facts, (launched, pieces), RESIDENT, up(tasks, 256.0 * launched))
+    }
+
+    fn idle(&self) -> f64 {
+        (self.launched - self.pieces).max(0.0)
+    }
+
+    /// One behind the other.
+    fn then(self, next: Self) -> Self {
+        let waves = self.waves + next.waves;
+        let serial = (self.waves * self.serial + next.waves * next.serial) / waves.max(1.0);
+        Self {
+            launched: self.launched + next.launched,
+            pieces: self.pieces + next.pieces,
+            busiest: self.busiest + next.busiest,
+            waves,
+            serial,
+        }
+    }
+
+    fn of(w: &Workload, facts: &DeviceFacts) -> Self {
+        let batch = f64::from(w.batch);
+        let n = f64::from(vector(w.dtype));
+        let rows = f64::from(w.rows);
+        // Vectors of a pixel, and whether a call moves whole ones.
+        let chunks = |c: u32, in_runs: bool| match c.is_multiple_of(vector(w.dtype)) && in_runs {
+            true => f64::from(c) / n,
+            false => f64::from(c),
+        };
+        let runs = !w.c_out_listed || w.group_size.is_multiple_of(vector(w.dtype));
+        let mean = || {
+            let blocks = up(w.c_in.into(), 64.0) * batch;
+            Self::new(facts, (blocks, up(w.c_in_active, 64.0) * batch), RESIDENT, up(rows / batch, 4.0 * n))
+        };
+        let linear = |c_in: f64, c_out: f64, samples: f64| {
+            let blocks = up(c_out, 8.0) * up(samples, 8.0);
+            Self::new(facts, (blocks, blocks), RESIDENT, up(c_in, 128.0) * samples.min(8.0))
+        };
+        let pass = |c: u32, runs: bool| {
+            Self::threads(facts, rows * chunks(c, runs), w.pixels() as f64 * chunks(c, runs))
+        };
+        match w.op {
+            Op::GatherGemm => {
+                let gemm = Gemm::of(w);
+                let tile = choose(&gemm, w, facts);
+                let most = gemm.tiles(w, w.pixels() as f64, &tile);
+                let jobs = if gemm.listed { batch } else { 1.0 };
+                let launched = jobs * (most / jobs).min(BLOCKS * f64::from(facts.cores));
+                let active = Gemm { group_out: gemm.active_out, ..gemm };
+                let room = match facts.l2_bytes {
+                    0 => f64::from(tile.resident),
+                    bytes => (bytes as f64 / f64::from(tile.shared)).floor().max(1.0),
+                };
+                let resident = f64::from(tile.resident).min(room);
+                let width = if tile.tensor_cores { n } else { 4.0 };
+                let steps = up(active.taps * up(active.inputs, width), 4.0);
+                Self::new(facts, (launched, active.tiles(w, rows, &tile)), resident, steps)
+            }
+            Op::Depthwise => pass(w.c_out, runs),
+            Op::MaxPool | Op::PadChannels => pass(w.c_out, true),
+            Op::MeanPool => mean(),
+            Op::SqueezeExcite => {
+                let (c, q) = (f64::from(w.c_in), f64::from(w.c_out));
+                mean().then(linear(c, q, batch)).then(linear(q, c, batch)).then(pass(w.c_in, true))
+            }
+            Op::PatchGate => {
+                let cells = batch * f64::from(w.in_h.div_ceil(PATCH)) * f64::from(w.in_w.div_ceil(PATCH));
+                let values = f64::from(PATCH * PATCH) * chunks(w.c_in, true);
+                Self::new(facts, (cells, cells), RESIDENT, up(values, 128.0))
+            }
+            Op::Linear => linear(w.c_in.into(), w.c_out.into(), rows),
+            Op::FromNchw | Op::ToNchw => {
+                let blocks = up(w.pixels() as f64 / batch, 32.0) * up(w.c_in.into(), 32.0) * batch;
+                Self::new(facts, (blocks, blocks), RESIDENT, 4.0)
+            }
+            Op::Compact => {
+                let map = f64::from(w.in_h) * f64::from(w.in_w);
+                let serial = up(map, 512.0) + up(w.pixels() as f64, 512.0) + up(batch, 512.0);
+                Self::new(facts, (batch, batch), 2.0, serial)
+            }
+            Op::Overhead => Self::new(facts, (0.0, 0.0), 1.0, 0.0),
+        }
+    }
+}
+
+/// What the rest may depend on besides what it does on a CPU.
+pub(super) fn features(w: &Workload, facts: &DeviceFacts) -> [f32; 4] {
+    let Spread { pieces, waves, serial, .. } = Spread::of(w, facts);
+    let full = pieces / (waves * f64::from(facts.cores)).max(1.0);
+    let kind = if w.op == Op::GatherGemm { place(&gemm_tile(w, facts)) } else { 0 };
+    [waves.max(1.0).ln() as f32, full as f32, serial.max(1.0).ln() as f32, kind as f32]
+}
+
+/// Which of all tiles.
+fn place(tile: &GemmTile) -> usize {
+    TENSOR_CORES.iter().chain(&SIMT).position(|known| known == tile).unwrap_or(0)
+}
+
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
+    let s = Sizes::of(w, facts);
+    let spread = Spread::of(w, facts);
+    let l2 = if facts.l3_bytes == 0 { USUAL_L2_BYTES } else { facts.l3_bytes as f64 };
+    let outside = (1.0 - l2 / s.bytes().max(1.0)).max(0.0);
+    let each = |amount: f64| amount / f64::from(facts.cores);
+    let steps = spread.waves * spread.serial;
+    if w.op == Op::GatherGemm {
+        gather_gemm(w, facts, &spread, work);
+    } else {
+        let products = match w.op {
+            Op::Linear | Op::SqueezeExcite => s.rows.min(w.batch.into()) * w.c_in_active * w.c_out_active,
+            _ => s.rows * s.taps * w.c_out_active,
+        };
+        work.add(
+            Kind::Compute,
+            &[steps, each(spread.pieces * spread.serial), each(products), steps * s.taps],
+        );
+    }
+    work.add(Kind::Compute, &[spread.waves, spread.busiest, steps * s.cold]);
+    work.add(
+        Kind::Memory,
+        &[
+            s.input,
+            s.input * outside,
+            s.reached,
+            s.output,
+            s.output * outside,
+            s.output * flag(w.residual),
+            s.weights,
+            s.weights * s.cold,
+            s.weights * outside,
+        ],
+    );
+    let gathered = flag(w.route != Route::Dense);
+    let lists = flag(w.c_in_listed) * w.c_in_active + flag(w.c_out_listed) * w.c_out_active;
+    work.add(
+        Kind::Gather,
+        &[
+            each(s.rows * gathered),
+            each(s.rows * s.taps * gathered),
+            each(f64::from(w.runs) * gathered),
+            f64::from(w.batch) * lists,
+            each(spread.launched),
+            each(spread.idle()),
+            w.batch.into(),
+        ],
+    );
+    work.add(Kind::Launch, &[1.0, s.cold]);
+}
+
+/// Tiles: padded multiply-accumulates, operands on their way, ends.
+fn gather_gemm(w: &Workload, facts: &DeviceFacts, spread: &Spread, work: &mut Work) {
+    let gemm = Gemm::of(w);
+    let tile = choose(&gemm, w, facts);
+    let (rows, columns) = (f64::from(tile.rows), f64::from(tile.columns));
+    let depth = 4.0 * if tile.tensor_cores { f64::from(vector(w.dtype)) } else { 4.0 };
+    let of_tile = rows * columns * depth * spread.serial;
+    let each = |amount: f64| amount / f64::from(facts.cores);
+    let mut macs = [0.0; TILES];
+    macs[place(&tile)] = spread.busiest * of_tile;
+    work.add(Kind::Compute, &macs);
+    let (waits, ends) = (spread.waves * spread.serial, spread.busiest * rows * columns);
+    let n = vector(w.dtype);
+    // Weights of active channels are read one by one where they are no whole vectors.
+    let scattered = w.c_in_listed && !w.group_size.is_multiple_of(if tile.tensor_cores { n } else { 4 });
+    work.add(
+        Kind::Compute,
+        &[
+            each(spread.pieces * of_tile),
+            waits,
+            waits * flag(tile.tensor_cores),
+            spread.busiest * rows,
+            ends,
+            ends * flag(w.residual),
+        ],
+    );
+    let loaded = spread.pieces * spread.serial * (rows + columns) * depth * f64::from(w.dtype.bytes());
+    work.add(Kind::Memory, &[loaded, each(loaded)]);
+    let skipped = (gemm.tiles(w, w.rows.into(), &tile) - spread.pieces).max(0.0);
+    work.add(
+        Kind::Gather,
+        &[
+            spread.busiest * spread.serial * columns * depth * flag(w.c_in_listed),
+            spread.busiest * spread.serial * columns * depth * flag(scattered),
+            ends * flag(w.c_out_listed),
+            each(skipped),
+        ],
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learned::terms;
+
+    fn facts() -> DeviceFacts {
+        DeviceFacts::example_gpu("test")
+    }
+
+    fn call(op: Op, side: u32, c: u32, batch: u32) -> Workload {
+        let mut w = Workload::new(op, side, side, c, c);
+        (w.batch, w.rows, w.runs) = (batch, batch * side * side, batch * side);
+        if op == Op::Depthwise {
+            w.groups = c;
+        }
+        w
+    }
+
+    #[test]
+    fn amounts_are_numbers_as_many_for_every_call_of_a_kernel() {
+        for op in Op::ALL {
+            let expected = terms::count(op, &facts());
+            for dtype in [DType::F32, DType::Tf32, DType::F16, DType::Bf16] {
+                for (side, c, batch) in [(1, 1, 1), (7, 64, 4), (56, 96, 128), (3, 7, 2), (112, 3, 1)] {
+                    for (share, listed) in [(1.0, false), (0.0, true), (0.3, true)] {
+                        let mut w = Workload { dtype, ..call(op, side, c, batch) };
+                        w.rows = (f64::from(w.rows) * share) as u32;
+                        w.runs = w.runs.min(w.rows);
+                        (w.c_in_listed, w.c_out_listed) = (listed, listed);
+                        w.c_in_active *= share;
+                        w.c_out_active *= share;
+                        let amounts = Work::of(&w, &facts()).amounts;
+                        assert_eq!(amounts.len(), expected, "{w}");
+                        assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{w}: {amounts:?}");
+                        let features = terms::features(&w, &facts(), 100.0);
+                        assert!(features.iter().all(|f| f.is_finite()), "{w}: {features:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_waves_cost_more() {
+        for op in [Op::GatherGemm, Op::Depthwise, Op::MeanPool, Op::PatchGate, Op::SqueezeExcite] {
+            let mut before: Option<Vec<f64>> = None;
+            // One tile shape for all of them.
+            for batch in [64, 128, 256, 512] {
+                let w = Workload { dtype: DType::F16, ..call(op, 28, 128, batch) };
+                let amounts = Work::of(&w, &facts()).amounts.to_vec();
+                if let Some(before) = before.replace(amounts.clone()) {
+                    let pairs = || before.iter().zip(&amounts);
+                    assert!(pairs().all(|(less, more)| less <= more), "{op}: {before:?}, {amounts:?}");
+                    assert!(pairs().filter(|(less, more)| less < more).count() > 5, "{op}");
+                }
+            }
+        }
+        // A tile more than there are multiprocessors is a wave more.
+        let with = |tiles: u32| {
+            let mut w = Workload::new(Op::GatherGemm, 128, 132, 64, 128);
+            (w.dtype, w.route, w.rows) = (DType::F16, Route::Implicit, 128 * tiles);
+            w.runs = w.rows;
+            assert_eq!(gemm_tile(&w, &facts()).rows, 128);
+            Spread::of(&w, &facts())
+        };
+        assert_eq!([with(132).waves, with(133).waves], [1.0, 2.0]);
+        assert_eq!(with(1).idle(), 131.0, "launched for what could be active");
+    }
+
+    #[test]
+    fn tiles_are_as_large_as_the_device_can_be_filled_with() {
+        let of = |w: Workload| {
+            let tile = gemm_tile(&w, &facts());
+            (tile.tensor_cores, tile.rows, tile.columns)
+        };
+        let half = |side, c, batch| Workload { dtype: DType::F16, ..call(Op::GatherGemm, side, c, batch) };
+        assert_eq!(of(half(56, 256, 8)), (true, 128, 128));
+        assert_eq!(of(half(56, 64, 8)), (true, 128, 64), "no wider than the columns");
+        assert_eq!(of(half(7, 256, 1)), (true, 64, 64));
+        assert_eq!(of(call(Op::GatherGemm, 56, 256, 8)), (false, 128, 128), "f32 is exact");
+        assert_eq!(of(half(56, 250, 8)), (false, 128, 128), "vectors are not whole");
+        assert_eq!(of(Workload { dtype: DType::Tf32, ..call(Op::GatherGemm, 56, 256, 8) }), (true, 128, 128));
+        let old = DeviceFacts { isa: "sm_75".to_owned(), ..facts() };
+        assert!(!gemm_tile(&half(56, 256, 8), &old).tensor_cores);
+        // Images come in whole vectors.
+        let mut stem = Workload { dtype: DType::F16, ..Workload::new(Op::GatherGemm, 112, 112, 3, 64) };
+        (stem.in_h, stem.in_w, stem.kernel, stem.stride) = (230, 230, 7, 2);
+        assert!(stem.reads_image());
+        assert!(gemm_tile(&stem, &facts()).tensor_cores);
+        // Narrow groups share a tile.
+        let grouped = Workload { groups: 16, kernel: 3, ..half(28, 128, 32) };
+        assert_eq!(Gemm::of(&grouped).groups, 2.0);
+    }
+}
