@@ -104,5 +104,5 @@ pub use laud_kernels as kernels;
 pub use laud_models as models;
 #[doc(no_inline)]
 pub use laud_predictor as predictor;
-pub use session::{Device, Element, Session, SessionBuilder, prober};
+pub use session::{Device, Element, Session, SessionBuilder};
 pub use weights::{CheckpointWeights, FIXTURE_PREFIX, RandomWeights, TensorMap};

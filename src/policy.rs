@@ -13,15 +13,15 @@
 //! | `forced:0.5` | half of each gate's units, in blobs, the same for every image |
 //! | `always`, `never` | everything, nothing |
 
+use crate::calibrate::load;
 use crate::gate::{
     Always, Amount, Given, Learned, Never, Pattern, Policy, RandomRate, Ranked, ScoredBy, Scores, Threshold,
     Top,
 };
 use crate::plan::{Setting, Spending, budget};
 use anyhow::{Context, Result, bail, ensure};
-use laud_kernels::SOURCE_HASH;
 use laud_models::NetSpec;
-use laud_predictor::profile::Profile;
+use laud_predictor::DeviceKind;
 use laud_predictor::workload::DType;
 use std::path::Path;
 
@@ -75,8 +75,9 @@ fn find(text: &str, Subject { spec, seed, threads, dtype }: Subject<'_>) -> Resu
             let ms = value()?.trim_end_matches("ms");
             let ms: f64 = ms.parse().with_context(|| format!("`{ms}` is not a number"))?;
             let file = file.with_context(|| format!("needs a profile, as in {name}:8ms:PROFILE"))?;
-            let json = std::fs::read_to_string(file).with_context(|| format!("{file}: cannot read"))?;
-            let profile = Profile::from_json(&json, Some(SOURCE_HASH)).context(file.to_owned())?;
+            let profile = load(Path::new(file))?;
+            // Units are ranked on the CPU only.
+            profile.check_use(DeviceKind::Cpu, dtype).with_context(|| file.to_owned())?;
             let setting = Setting::of(&profile, threads, dtype);
             let name = format!("budget {ms} ms");
             return Ok(Box::new(budget(spec, name, Spending::Milliseconds(ms, &profile, setting))?));

@@ -1,6 +1,6 @@
 //! [`Session`]: a network, its weights, a plan, a policy and a device, ready to infer.
 
-use crate::exec::{Executor, Output, Probe, Prober, Request, Runnable, Weights};
+use crate::exec::{Executor, Output, Request, Runnable, Weights};
 use crate::gate::{Learned, Policy};
 use crate::plan::ExecutionPlan;
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use laud_kernels::cuda::{Cuda, Driver, Precision, Toolchain};
 use laud_kernels::{Cpu, Isa};
 use laud_models::NetSpec;
+use laud_predictor::workload::DType;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -63,6 +64,28 @@ pub enum Element {
     F16,
     /// f32, whose products are computed with 10 bits of mantissa; on CUDA devices.
     Tf32,
+}
+
+impl Element {
+    /// As the predictor names it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+            Self::F16 => DType::F16,
+            Self::Tf32 => DType::Tf32,
+        }
+    }
+
+    /// As CUDA devices name it.
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Tf32 => Precision::Tf32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 impl FromStr for Element {
@@ -161,13 +184,7 @@ impl SessionBuilder {
             (cuda, _) => cuda,
         };
         if let Some(driver) = cuda {
-            let precision = match element {
-                Element::F32 => Precision::F32,
-                Element::Tf32 => Precision::Tf32,
-                Element::F16 => Precision::F16,
-                Element::Bf16 => Precision::Bf16,
-            };
-            let cuda = Cuda::new(driver, precision);
+            let cuda = Cuda::new(driver, element.precision());
             let runnable = Box::new(Executor::prepare(spec.clone(), cuda, weights, plan)?);
             return Ok(Session { spec, runnable, policy });
         }
@@ -195,25 +212,8 @@ impl SessionBuilder {
     }
 }
 
-/// What times kernel calls one by one on a device, for a number of threads; see
-/// [`calibrate`](crate::calibrate).
-///
-/// # Errors
-/// When the device is not there or threads cannot be started.
-pub fn prober(device: &Device, element: Element, threads: usize, isa: Isa) -> Result<Box<dyn Prober>> {
-    if let Device::Cuda(number) = device {
-        bail!("cuda:{number}: calls are timed one by one on the CPU only");
-    }
-    let pool = start_threads(threads)?;
-    Ok(match element {
-        Element::F32 => Box::new(Probe::new(Cpu::<f32>::new(isa, pool))?),
-        Element::Bf16 => Box::new(Probe::new(Cpu::<half::bf16>::new(isa, pool))?),
-        Element::F16 | Element::Tf32 => bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device"),
-    })
-}
-
 /// A pool of so many threads; `None` for the calling thread alone.
-fn start_threads(threads: usize) -> Result<Option<Arc<rayon::ThreadPool>>> {
+pub(crate) fn start_threads(threads: usize) -> Result<Option<Arc<rayon::ThreadPool>>> {
     ensure!(threads > 0, "a session needs at least one thread");
     ensure!(threads <= 1024, "{threads} threads are more than any machine has");
     let name = |i| format!("laud-{i}");

@@ -2,7 +2,7 @@
 //! `oracle` the masked-dense network against the official PyTorch code ·
 //! `oracle_cases` the same against loops and arithmetic done by hand ·
 //! `executor_fixtures` the executor against the official code ·
-//! `cuda` the same on the CUDA backend, whose kernels run on this machine ·
+//! `cuda` the same on the CUDA backend, whose kernels run on this machine · `cuda_calibrate` profiles and plans of such a device ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
 //! `policies` skip policies by name, run ·
@@ -25,6 +25,7 @@ mod cli;
 mod compare;
 mod course;
 mod cuda;
+mod cuda_calibrate;
 mod evaluate;
 mod execute;
 mod executor_fixtures;

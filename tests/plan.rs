@@ -7,6 +7,7 @@ use laud::kernels::Isa;
 use laud::plan::{
     Activity, BlockDensity, CPU_MAP_BYTES, ExecutionPlan, Lowered, Portions, Route, Setting, lower, search,
 };
+use laud::predictor::DeviceKind;
 use laud::predictor::learned::FitOptions;
 use laud::predictor::profile::{Header, Profile};
 use laud::predictor::workload::{Op, Sample, Workload};
@@ -123,7 +124,7 @@ fn profile(gather: f64) -> Profile {
             if w.route == laud::predictor::workload::Route::Implicit { f64::from(w.runs) } else { 0.0 };
         500.0 + w.macs() / 50.0 + 2.0 * f64::from(w.rows) + gather * runs
     };
-    let samples: Vec<Sample> = sweep(&[1], 300, 1)
+    let samples: Vec<Sample> = sweep(DeviceKind::Cpu, &[1], 300, 1)
         .unwrap()
         .into_iter()
         .step_by(7)

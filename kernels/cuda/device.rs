@@ -442,6 +442,7 @@ fn properties(device: sys::CUdevice) -> Result<Properties, Failure> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_bytes: bytes as u64,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        l2_bytes: told(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).into(),
         clock_khz: [
             told(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
             told(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE),

@@ -141,6 +141,8 @@ pub struct Properties {
     pub memory_bytes: u64,
     /// Dynamic shared memory that a thread block may have, bytes.
     pub shared_bytes: u32,
+    /// Bytes of the cache that all multiprocessors share; 0 where it is not told.
+    pub l2_bytes: u64,
     /// Clock of the multiprocessors and of the memory, kHz; 0 where it is not told.
     pub clock_khz: [u32; 2],
     /// Width of the memory's bus, bits; 0 where it is not told.

@@ -1,4 +1,6 @@
 use laud_kernels::Isa;
+use laud_kernels::cuda::Properties;
+use laud_kernels::cuda::launch::GemmTile;
 use laud_kernels::gather_gemm::tile;
 use laud_predictor::{DeviceFacts, DeviceKind};
 use std::fs;
@@ -25,6 +27,24 @@ pub fn device_facts(isa: Isa) -> DeviceFacts {
         tile_columns: tile.columns as u32,
         l2_bytes: cache_bytes(2),
         l3_bytes: cache_bytes(3),
+    }
+}
+
+/// What a GPU's driver says about it; 0 where it does not.
+pub fn cuda_facts(properties: &Properties) -> DeviceFacts {
+    let Properties { name, capability, multiprocessors, shared_bytes, l2_bytes, clock_khz, .. } = properties;
+    let largest = |side: fn(&GemmTile) -> u32| GemmTile::ALL.iter().map(side).max().unwrap_or(1);
+    DeviceFacts {
+        name: name.clone(),
+        kind: DeviceKind::Cuda,
+        isa: format!("sm_{capability}"),
+        cores: *multiprocessors,
+        clock_hz: 1e3 * f64::from(clock_khz[0]),
+        lanes: 32,
+        tile_rows: largest(|tile| tile.rows),
+        tile_columns: largest(|tile| tile.columns),
+        l2_bytes: (*shared_bytes).into(),
+        l3_bytes: *l2_bytes,
     }
 }
 

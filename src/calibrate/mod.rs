@@ -10,12 +10,14 @@ mod device;
 mod journal;
 mod networks;
 mod sweep;
+mod target;
 mod time;
 
-pub use device::{device_facts, today};
+pub use device::{cuda_facts, device_facts, today};
 pub use journal::Journal;
-pub use networks::correct;
+pub use networks::{NETWORKS, correct};
 pub use sweep::sweep;
+pub use target::{Target, kernel_hash, load};
 pub use time::{Anchors, Outcome, time};
 
 use crate::exec::Prober;
@@ -80,7 +82,7 @@ pub fn measure(
     let resumed = samples.len();
     let mut dropped = Vec::new();
     let mut chooser = Chooser::new(candidates, &samples, seed);
-    let mut anchors = vec![Anchors::default(); probers.len()];
+    let mut anchors = vec![Anchors::new(facts.kind); probers.len()];
     loop {
         let spent = clock();
         let left = budget.measurements.saturating_sub(samples.len());

@@ -1,16 +1,17 @@
+use super::Target;
 use super::time::median;
 use crate::exec::{Output, Request, Trace};
 use crate::gate::{Given, Pattern};
-use crate::plan::{Activity, CPU_MAP_BYTES, Call, ExecutionPlan, Lowered, Setting, lower};
-use crate::{Device, Element, RandomWeights, Session};
+use crate::plan::{Activity, Call, ExecutionPlan, Lowered, Setting, lower};
+use crate::{RandomWeights, Session};
 use anyhow::Result;
 use laud_models::{NetConfig, NetSpec};
 use laud_predictor::correction::{Correction, Timed};
 use laud_predictor::learned::Model;
-use laud_predictor::workload::DType;
+use laud_predictor::profile::Profile;
 
 /// Whole networks that the sum over their calls is compared with, and the densities.
-const NETWORKS: [(&str, &[f64]); 8] = [
+pub const NETWORKS: [(&str, &[f64]); 8] = [
     (
         r#"{"arch": "resnet50", "dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]}"#,
         &[0.2, 0.5, 0.8, 1.0],
@@ -50,33 +51,23 @@ struct Part {
     ns: f64,
 }
 
-/// Times blocks inside of networks and finds what the sum over their calls has to be corrected by.
+/// Times blocks inside of `networks`, such as [`NETWORKS`], and finds what the sum over their calls has to be corrected by.
 ///
 /// # Errors
 /// When a network cannot be run.
 pub fn correct(
-    model: &Model,
-    (device, element, isa): (&Device, Element, &str),
+    profile: &Profile,
+    target: &Target,
     threads: u32,
+    networks: &[(&str, &[f64])],
 ) -> Result<Correction> {
-    let dtype = match element {
-        Element::F32 | Element::Tf32 => DType::F32,
-        Element::F16 => DType::F16,
-        Element::Bf16 => DType::Bf16,
-    };
-    let l3_bytes = model.facts().l3_bytes;
-    let setting = Setting { batch: 1, dtype, threads, l3_bytes, map_bytes: CPU_MAP_BYTES };
-    let session = |(config, densities): (&str, &'static [f64])| {
+    let setting = Setting::of(profile, threads as usize, target.dtype());
+    let networks = networks.iter().map(|&(config, densities)| {
         let spec = NetConfig::from_json(config)?.build()?;
-        let session = Session::builder(spec.clone())
-            .device(device.clone())
-            .element(element)
-            .threads(threads as usize)
-            .isa(isa)
-            .build(&RandomWeights::new(&spec, 1))?;
+        let session = target.session(spec.clone(), threads as usize).build(&RandomWeights::new(&spec, 1))?;
         anyhow::Ok((spec, session, densities))
-    };
-    let networks = NETWORKS.into_iter().map(session).collect::<Result<Vec<_>>>()?;
+    });
+    let networks = networks.collect::<Result<Vec<_>>>()?;
     let cases = networks.iter().flat_map(|(spec, session, densities)| {
         densities.iter().map(move |&density| Case::new(session, spec, density))
     });
@@ -88,7 +79,7 @@ pub fn correct(
     for case in cases {
         parts.extend(case.parts(&setting)?);
     }
-    Ok(Correction::fit(&parts.iter().map(|part| part.timed(model)).collect::<Vec<_>>()))
+    Ok(Correction::fit(&parts.iter().map(|part| part.timed(&profile.model)).collect::<Vec<_>>()))
 }
 
 impl<'a> Case<'a> {

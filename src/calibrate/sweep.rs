@@ -1,7 +1,8 @@
 use crate::plan::{Activity, ActivityTable, ExecutionPlan, Setting, lower};
 use anyhow::Result;
 use laud_models::{NetConfig, NetSpec};
-use laud_predictor::workload::{Cache, Op, Route, Workload};
+use laud_predictor::DeviceKind;
+use laud_predictor::workload::{Cache, DType, Op, Route, Workload};
 
 /// Networks whose calls are measured, and the gates they are measured with.
 const NETWORKS: [(&str, &[&str]); 5] = [
@@ -18,11 +19,50 @@ const CHANNEL_8: &str = r#""dyn_mode": "channel", "channel_granularity": 8"#;
 const CHANNEL_2: &str = r#""dyn_mode": "channel", "channel_granularity": 2"#;
 const DENSITIES: [f64; 5] = [0.15, 0.35, 0.5, 0.7, 0.9];
 
-/// The calls of the shipped networks at several densities, and `drawn` others, with weights in memory and in the caches.
+/// What calls a kind of device is asked about.
+#[derive(Clone, Copy)]
+struct Range {
+    /// Batches of the networks.
+    batches: &'static [usize],
+    /// Batches of drawn calls: the largest, the side of the largest map that there is more than one of, and how often.
+    drawn: (f64, u32, f64),
+    /// Multiply-accumulates of a drawn call at most: a few milliseconds.
+    macs: f64,
+    /// Values of an operand of a drawn call at most.
+    values: u64,
+    /// The same of a network's call.
+    network_values: u64,
+}
+
+impl Range {
+    fn of(kind: DeviceKind) -> Self {
+        match kind {
+            // No maps that a network would run in parts.
+            DeviceKind::Cpu => Self {
+                batches: &[1],
+                drawn: (16.0, 16, 0.3),
+                macs: 3e8,
+                values: 2 << 20,
+                network_values: u64::MAX,
+            },
+            DeviceKind::Cuda => Self {
+                batches: &[1, 8, 64],
+                drawn: (128.0, 64, 0.6),
+                macs: 3e10,
+                values: 1 << 25,
+                network_values: 1 << 25,
+            },
+        }
+    }
+}
+
+/// The calls of the shipped networks at several densities, and `drawn` others, with weights in memory and in the caches, as
+/// a device of this kind is asked about. All are of f32.
 ///
 /// # Errors
 /// None of the shipped networks.
-pub fn sweep(threads: &[u32], drawn: usize, seed: u64) -> Result<Vec<Workload>> {
+pub fn sweep(kind: DeviceKind, threads: &[u32], drawn: usize, seed: u64) -> Result<Vec<Workload>> {
+    let range = Range::of(kind);
     let mut workloads = Vec::new();
     let mut random = Random::new(seed);
     for (network, gates) in NETWORKS {
@@ -32,12 +72,18 @@ pub fn sweep(threads: &[u32], drawn: usize, seed: u64) -> Result<Vec<Workload>> 
             let Ok(spec) = NetConfig::from_json(&config).and_then(|config| config.build()) else { continue };
             let table = ActivityTable::new(&spec, &[1])?;
             let densities = if gates.is_empty() { &[1.0][..] } else { &DENSITIES };
-            for &density in densities {
-                calls(&spec, &table, density, &mut workloads);
+            for (&density, &batch) in densities.iter().flat_map(|d| range.batches.iter().map(move |b| (d, b)))
+            {
+                let setting = match kind {
+                    DeviceKind::Cpu => Setting::cpu(batch),
+                    DeviceKind::Cuda => Setting::cuda(batch, DType::F32),
+                };
+                calls(&spec, &table, density, &setting, &mut workloads);
             }
         }
     }
-    workloads.extend((0..drawn).map(|_| random.workload()));
+    workloads.retain(|w| largest(w) <= range.network_values);
+    workloads.extend((0..drawn).map(|_| random.workload(&range)));
     let states = |w: &Workload| match w.op {
         Op::GatherGemm | Op::Depthwise | Op::Linear | Op::SqueezeExcite => vec![Cache::Cold, Cache::Warm],
         _ => vec![Cache::Warm],
@@ -50,12 +96,25 @@ pub fn sweep(threads: &[u32], drawn: usize, seed: u64) -> Result<Vec<Workload>> 
     Ok(all.collect())
 }
 
+/// Values of its larger map.
+fn largest(w: &Workload) -> u64 {
+    let values =
+        |h: u32, width: u32, c: u32| u64::from(w.batch) * u64::from(h) * u64::from(width) * u64::from(c);
+    values(w.in_h, w.in_w, w.c_in).max(values(w.out_h, w.out_w, w.c_out))
+}
+
 fn timed(op: Op) -> bool {
     !matches!(op, Op::Overhead | Op::ToNchw)
 }
 
 /// The calls of one network with all gates at one density.
-fn calls(spec: &NetSpec, table: &ActivityTable, density: f64, workloads: &mut Vec<Workload>) {
+fn calls(
+    spec: &NetSpec,
+    table: &ActivityTable,
+    density: f64,
+    setting: &Setting,
+    workloads: &mut Vec<Workload>,
+) {
     let activities: Vec<Activity> = (0..spec.blocks.len())
         .map(|i| {
             let gate = &spec.blocks[i].gate;
@@ -63,7 +122,7 @@ fn calls(spec: &NetSpec, table: &ActivityTable, density: f64, workloads: &mut Ve
             table.at(i, 1, of(gate.spatial.is_some()), of(gate.channel.is_some()))
         })
         .collect();
-    let lowered = lower(spec, &ExecutionPlan::sparse(spec), &activities, &Setting::cpu(1));
+    let lowered = lower(spec, &ExecutionPlan::sparse(spec), &activities, setting);
     workloads.extend(lowered.calls().map(|call| call.workload));
 }
 
@@ -110,7 +169,7 @@ impl Random {
     }
 
     /// A kernel call of sizes that networks have, log-uniform.
-    fn workload(&mut self) -> Workload {
+    fn workload(&mut self, range: &Range) -> Workload {
         let op = match self.uniform() {
             u if u < 0.66 => Op::GatherGemm,
             u if u < 0.80 => Op::Depthwise,
@@ -122,21 +181,21 @@ impl Random {
             _ => Op::PadChannels,
         };
         loop {
-            let workload = self.of(op);
-            let values = |h: u32, c: u32| u64::from(workload.batch) * u64::from(h * h) * u64::from(c);
-            let largest = values(workload.in_h, workload.c_in).max(values(workload.out_h, workload.c_out));
-            // No longer than a few milliseconds each, and no maps that a network would run in parts.
-            if workload.macs() < 3e8 && largest < 2 << 20 && workload.check().is_ok() {
+            let workload = self.of(op, range);
+            let fits = workload.macs() < range.macs && largest(&workload) < range.values;
+            if fits && workload.check().is_ok() {
                 return workload;
             }
         }
     }
 
-    fn of(&mut self, op: Op) -> Workload {
+    fn of(&mut self, op: Op, range: &Range) -> Workload {
         let side = self.log(4.0, 64.0).round() as u32;
         let (c_in, c_out) = (self.channels(16.0, 2048.0), self.channels(16.0, 2048.0));
         let mut w = Workload::new(op, side, side, c_in, c_out);
-        w.batch = if side <= 16 && self.uniform() < 0.3 { self.log(2.0, 16.0).round() as u32 } else { 1 };
+        let (most, largest, often) = range.drawn;
+        w.batch =
+            if side <= largest && self.uniform() < often { self.log(2.0, most).round() as u32 } else { 1 };
         match op {
             Op::GatherGemm => {
                 w.kernel = self.pick(&[1, 1, 1, 3, 3]);
@@ -217,17 +276,30 @@ mod tests {
 
     #[test]
     fn every_workload_can_be_and_the_same_seed_draws_the_same() {
-        let workloads = sweep(&[1, 2], 500, 3).unwrap();
+        let workloads = sweep(DeviceKind::Cpu, &[1, 2], 500, 3).unwrap();
         assert!(workloads.len() > 3000, "{}", workloads.len());
         for workload in &workloads {
             workload.check().unwrap_or_else(|error| panic!("{workload}: {error}"));
         }
-        assert_eq!(workloads, sweep(&[1, 2], 500, 3).unwrap());
+        assert_eq!(workloads, sweep(DeviceKind::Cpu, &[1, 2], 500, 3).unwrap());
         for op in [Op::GatherGemm, Op::Depthwise, Op::SqueezeExcite, Op::MeanPool, Op::PatchGate, Op::Linear]
         {
             assert!(workloads.iter().any(|workload| workload.op == op), "{op}");
         }
         let listed = |w: &&Workload| w.c_in_listed && w.c_out_listed;
         assert!(workloads.iter().filter(listed).count() > 50);
+    }
+
+    #[test]
+    fn a_gpu_is_asked_about_larger_batches_of_operands_that_can_be_measured() {
+        let workloads = sweep(DeviceKind::Cuda, &[1], 500, 3).unwrap();
+        for workload in &workloads {
+            workload.check().unwrap_or_else(|error| panic!("{workload}: {error}"));
+            assert!(largest(workload) <= 1 << 25, "{workload}");
+        }
+        let batches = |low, high| workloads.iter().filter(|w| (low..=high).contains(&w.batch)).count();
+        assert!(
+            batches(1, 1) > 500 && batches(2, 16) > 500 && batches(17, 63) > 50 && batches(64, 128) > 500
+        );
     }
 }

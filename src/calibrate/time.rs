@@ -1,5 +1,6 @@
 use crate::exec::Prober;
 use anyhow::Result;
+use laud_predictor::DeviceKind;
 use laud_predictor::workload::{Cache, Op, Sample, Workload};
 use std::collections::VecDeque;
 
@@ -33,6 +34,8 @@ const DISTURBED: f64 = 1.25;
 #[derive(Clone, Debug, Default)]
 pub struct Anchors {
     past: [VecDeque<u64>; ANCHORS],
+    /// How much longer than in good moments an anchor may take whatever that is, nanoseconds.
+    slack_ns: f64,
 }
 
 const ANCHORS: usize = 2;
@@ -40,10 +43,18 @@ const ANCHORS: usize = 2;
 const REMEMBERED: usize = 4096;
 /// Share of the rounds that are good moments.
 const GOOD: f64 = 0.25;
+/// Steps of a GPU's clock: times of calls that are not much longer differ by that.
+const GPU_CLOCK_NS: f64 = 1000.0;
 /// In a round that counts, anchors take at most this many times what they take in good moments.
 const SLOW: f64 = 1.1;
 
 impl Anchors {
+    /// On a device of this kind.
+    pub fn new(kind: DeviceKind) -> Self {
+        let slack_ns = if kind == DeviceKind::Cuda { GPU_CLOCK_NS } else { 0.0 };
+        Self { slack_ns, ..Self::default() }
+    }
+
     /// One that multiplies, with everything in the caches, and one that reads a megabyte of weights from memory.
     fn workloads(of: &Workload) -> [Workload; ANCHORS] {
         let call = |side, c, cache| Workload {
@@ -70,7 +81,7 @@ impl Anchors {
             let mut sorted: Vec<u64> = past.iter().copied().collect();
             sorted.sort_unstable();
             let good = sorted.get((GOOD * sorted.len() as f64) as usize);
-            good.map_or(f64::INFINITY, |&ns| SLOW * ns as f64)
+            good.map_or(f64::INFINITY, |&ns| SLOW * ns as f64 + self.slack_ns)
         })
     }
 }

@@ -1,19 +1,23 @@
 //! `laud calibrate`: measure this device, so that latency on it can be predicted.
 
-use super::device::dtype;
+use super::device::kind;
 use super::output::{percent, save};
 use super::parse;
-use anyhow::{Context, Result, bail, ensure};
+use super::toolchain::ToolchainArgs;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use laud::calibrate::{Budget, Journal, Measured, Progress, correct, device_facts, measure, sweep, today};
+use laud::calibrate::{
+    Budget, Journal, Measured, NETWORKS, Progress, Target, correct, kernel_hash, measure, sweep, today,
+};
 use laud::exec::Prober;
-use laud::kernels::{Isa, SOURCE_HASH};
+use laud::kernels::Isa;
+use laud::predictor::DeviceKind;
 use laud::predictor::learned::FitOptions;
 use laud::predictor::measurements;
 use laud::predictor::profile::{Header, Profile, Validation};
 use laud::predictor::workload::Workload;
-use laud::{Device, Element, prober};
+use laud::{Device, Element};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,16 +26,16 @@ use std::time::{Duration, Instant};
 /// Measure the kernels on this device, for predictions and plans
 #[derive(Args)]
 pub(super) struct Calibrate {
-    /// What to measure: auto or cpu
+    /// What to measure: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
-    /// Threads of an inference; one, or several for one profile [default: the cores at hand]
+    /// Threads of an inference on the CPU; one, or several for one profile [default: the cores at hand]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
-    /// What activations and weights are stored as: f32 or bf16
+    /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
-    /// Instruction set: avx512, avx2, neon or portable [default: the widest]
+    /// Instruction set of the CPU: avx512, avx2, neon or portable [default: the widest]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// How long to measure
@@ -46,6 +50,8 @@ pub(super) struct Calibrate {
     /// Profile to write; measurements come beside it as CSV
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    toolchain: ToolchainArgs,
 }
 
 /// What `--quick` measures at most, and for how long.
@@ -69,28 +75,24 @@ impl Calibrate {
                 file.display()
             );
         }
-        if let Device::Cuda(number) = self.device {
-            bail!("--device cuda:{number}: only the CPU is calibrated so far; use cpu or auto");
-        }
-        let isa = self.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::named)?;
-        let facts = device_facts(isa);
+        let target = self.target()?;
+        let (facts, kernels) = (target.facts(), kernel_hash(kind(&self.device)));
         let mut threads: Vec<u32> = self.threads.iter().copied().map(u32::from).collect();
         if threads.is_empty() {
-            threads.push(facts.cores);
+            threads.push(if facts.kind == DeviceKind::Cpu { facts.cores } else { 1 });
         }
         threads.sort_unstable();
         threads.dedup();
-        let probers = threads.iter().map(|&n| Ok((n, prober(&self.device, self.dtype, n as usize, isa)?)));
+        let probers = threads.iter().map(|&n| Ok((n, target.prober(n as usize)?)));
         let mut probers: Vec<(u32, Box<dyn Prober>)> = probers.collect::<Result<_>>()?;
-        let dtype = dtype(self.dtype);
-        let mut candidates = sweep(&threads, DRAWN, self.seed)?;
-        candidates.iter_mut().for_each(|workload| workload.dtype = dtype);
+        let mut candidates = sweep(facts.kind, &threads, DRAWN, self.seed)?;
+        candidates.iter_mut().for_each(|workload| workload.dtype = target.dtype());
         let budget = match self.quick {
             true => QUICK,
             false => Budget { time: self.budget, measurements: MOST },
         };
         // Measurements of other kernels are another journal's.
-        let mut journal = Journal::open(&self.out.with_extension(format!("{SOURCE_HASH}.partial.csv")))?;
+        let mut journal = Journal::open(&self.out.with_extension(format!("{kernels}.partial.csv")))?;
         let bar = bar();
         let start = Instant::now();
         let measured = measure(
@@ -105,8 +107,8 @@ impl Calibrate {
         bar.finish_and_clear();
         let measured = measured?;
         let header = Header {
-            kernel_hash: SOURCE_HASH.to_owned(),
-            driver: operating_system(),
+            kernel_hash: kernels.to_owned(),
+            driver: target.driver().map_or_else(operating_system, |cuda| operating_system() + ", " + &cuda),
             commit: commit(),
             date: today(),
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
@@ -116,12 +118,22 @@ impl Calibrate {
         let kept = || format!("the measurements are kept in {}", journal.path().display());
         let mut profile = Profile::fit(&measured.samples, &facts, header, &options).with_context(kept)?;
         let most = threads.last().copied().unwrap_or(1);
-        profile.correction =
-            correct(&profile.model, (&self.device, self.dtype, isa.name()), most).with_context(kept)?;
+        profile.correction = correct(&profile, &target, most, &NETWORKS).with_context(kept)?;
         save(&table, &measurements::write(&measured.samples))?;
         save(&self.out, &profile.to_json())?;
         journal.finish()?;
         print(&self.out, &measured, &profile, start.elapsed(), out)
+    }
+
+    /// What is calibrated; of a CUDA device with its kernels loaded.
+    fn target(&self) -> Result<Target> {
+        let Device::Cuda(number) = self.device else {
+            let isa = self.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::named)?;
+            return Ok(Target::cpu(isa, self.dtype));
+        };
+        ensure!(self.threads.is_empty(), "--threads: of the CPU only, cuda:{number} has none to choose");
+        ensure!(self.isa.is_none(), "--isa: an instruction set of the CPU, cuda:{number} has its own");
+        Ok(Target::cuda(self.toolchain.toolchain().open(number).context("--device")?, self.dtype))
     }
 }
 

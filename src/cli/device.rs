@@ -5,6 +5,7 @@ use super::toolchain::ToolchainArgs;
 use anyhow::{Context, Result};
 use clap::Args;
 use laud::plan::ExecutionPlan;
+use laud::predictor::DeviceKind;
 use laud::predictor::workload::DType;
 use laud::{Device, Element, Session};
 use laud_kernels::cuda::Driver;
@@ -63,14 +64,19 @@ impl DeviceArgs {
         self.plan.as_deref().map(ExecutionPlan::load).transpose()
     }
 
+    /// Kind of the device.
+    pub(super) fn kind(&self) -> DeviceKind {
+        kind(&self.device)
+    }
+
     /// Threads of an inference.
     pub(super) fn threads(&self) -> usize {
         self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
     }
 
-    /// Storage type, as the predictor names it.
+    /// Type of values, as the predictor names it.
     pub(super) fn dtype(&self) -> DType {
-        dtype(self.dtype)
+        self.dtype.dtype()
     }
 
     pub(super) fn builder(&self) -> Result<Builder<'_>> {
@@ -119,11 +125,10 @@ impl Builder<'_> {
     }
 }
 
-/// Storage type, as the predictor names it.
-pub(super) fn dtype(element: Element) -> DType {
-    match element {
-        Element::F32 | Element::Tf32 => DType::F32,
-        Element::F16 => DType::F16,
-        Element::Bf16 => DType::Bf16,
+/// Kind of a device; the CPU where nothing is asked for.
+pub(super) fn kind(device: &Device) -> DeviceKind {
+    match device {
+        Device::Auto | Device::Cpu => DeviceKind::Cpu,
+        Device::Cuda(_) => DeviceKind::Cuda,
     }
 }

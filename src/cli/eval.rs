@@ -54,7 +54,8 @@ impl Eval {
         let session = builder.session(&model)?;
         let plain = model.is_gated().then(|| builder.static_session(&model)).transpose()?;
         let policy = self.force.policy(&model.spec, images.batch(), self.force.single()?, &self.device)?;
-        let profile = self.predict.as_deref().map(profile::load).transpose()?;
+        let profile = self.predict.as_deref().map(|file| profile::load_for(file, &self.device));
+        let profile = profile.transpose()?;
         let plan = match self.device.plan()? {
             Some(plan) => plan,
             None => ExecutionPlan::sparse(&model.spec),

@@ -7,14 +7,13 @@ use super::calibrate::commit;
 use super::device::{Builder, DeviceArgs};
 use super::model::Model;
 use super::output::{ms, percent};
-use super::profile;
 use anyhow::{Context, Result};
 use clap::Args;
 use grid::{Experiment, Place, Variant};
 use laud::Session;
-use laud::calibrate::{device_facts, today};
+use laud::calibrate::{device_facts, kernel_hash, load, today};
 use laud::evaluate::{Cell, Contest, Forecast, Images, Origin, Results, Row, evaluate};
-use laud::kernels::{Isa, SOURCE_HASH};
+use laud::kernels::Isa;
 use laud::plan::{ExecutionPlan, Setting};
 use laud::policy::{Subject, named};
 use laud::predictor::profile::Profile;
@@ -67,7 +66,10 @@ impl ExperimentArgs {
         };
         let grid = Experiment::load(file)?;
         let data = Dataset::open(&grid.data).with_context(|| format!("{}: data", file.display()))?;
-        let profile = grid.profile.as_deref().map(profile::load).transpose()?;
+        let profile = grid.profile.as_deref().map(load).transpose()?;
+        if let Some(profile) = &profile {
+            fits_somewhere(profile, &grid).with_context(|| format!("{}: profile", file.display()))?;
+        }
         let target = self.out.clone().unwrap_or_else(|| file.with_extension("jsonl"));
         let isa = Isa::detect();
         let common = Common {
@@ -201,7 +203,9 @@ impl Common<'_> {
         let text = if cell.policy == grid::STATIC { "always" } else { &cell.policy };
         let policy = named(text, Subject { spec, seed: cell.seed, threads, dtype })?;
         let plan = ExecutionPlan::sparse(spec);
-        let forecast = self.profile.map(|profile| {
+        // A profile says nothing about other devices and types than its own.
+        let profile = self.profile.filter(|profile| profile.check_use(args.kind(), dtype).is_ok());
+        let forecast = profile.map(|profile| {
             let setting = Setting::of(profile, threads, dtype);
             Forecast { profile, plan: &plan, setting }
         });
@@ -229,14 +233,27 @@ impl Common<'_> {
             date: today(),
             device: session.describe(),
             machine: self.machine.clone(),
-            kernels: SOURCE_HASH.to_owned(),
-            profile: self.profile.map(describe),
+            kernels: kernel_hash(args.kind()).to_owned(),
+            profile: profile.map(describe),
             network: spec.name.clone(),
             gates: model.is_gated().then(|| model.gates_text()),
             trained: super::run::trained(model),
         };
         Ok(Row { cell: cell.clone(), origin, found, pictures })
     }
+}
+
+/// Whether a profile says anything about one of the grid's devices and types.
+fn fits_somewhere(profile: &Profile, grid: &Experiment) -> Result<()> {
+    let mut outcome = Ok(());
+    for place in grid.places() {
+        let args = DeviceArgs::of(&place.device, place.threads, &place.dtype)?;
+        outcome = profile.check_use(args.kind(), args.dtype());
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    Ok(outcome?)
 }
 
 fn describe(profile: &Profile) -> String {

@@ -7,12 +7,11 @@ use super::output::{Table, json, ms, save, speed};
 use super::{plan_verify, profile};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use laud::plan::{
-    BlockDensity, CPU_MAP_BYTES, Choice, Densities, ExecutionPlan, Route, Setting, lower, network_ns, search,
-};
-use laud::predictor::Density;
+use laud::evaluate::verify;
+use laud::plan::{BlockDensity, Choice, Densities, Route, Setting, lower, network_ns, search};
 use laud::predictor::prior::{Mode, Network, Prior};
 use laud::predictor::profile::Profile;
+use laud::predictor::{Density, DeviceKind};
 use laud_models::{GateMode, NetConfig, NetSpec, PerStage};
 use serde_json::json;
 use std::io::Write;
@@ -65,7 +64,7 @@ impl Plan {
             model.spec.name
         );
         let spec = &model.spec;
-        let profile = profile::load(self.profile.as_ref())?;
+        let profile = profile::load_for(self.profile.as_ref(), &self.device)?;
         let densities = match (&self.densities, self.force.single()?) {
             (Some(file), _) => Densities::load(file, spec)?.means(),
             (None, Some(density)) => {
@@ -87,10 +86,10 @@ impl Plan {
             let (density, batch) = (self.force.single()?, usize::from(self.batch));
             let policy = self.force.policy(spec, batch, density.or(Some(mean(&densities))), &self.device)?;
             let session = self.device.builder()?.session(&model)?;
-            let report = plan_verify::verify(&session, &*policy, &profile, &choice.plan, &setting)?;
+            let regret = verify(&session, &*policy, &profile, &choice.plan, &setting)?;
             return match self.json {
-                true => json(out, &report),
-                false => report.print(out),
+                true => json(out, &regret),
+                false => plan_verify::print(&regret, out),
             };
         }
         match self.json {
@@ -101,23 +100,17 @@ impl Plan {
 
     /// What the calls depend on besides the network.
     fn setting(&self, profile: &Profile) -> Setting {
-        Setting {
-            batch: self.batch.into(),
-            dtype: self.device.dtype(),
-            threads: self.device.threads() as u32,
-            l3_bytes: profile.model.facts().l3_bytes,
-            map_bytes: CPU_MAP_BYTES,
-        }
+        let one = Setting::of(profile, self.device.threads(), self.device.dtype());
+        Setting { batch: self.batch.into(), ..one }
     }
 
     fn print(&self, spec: &NetSpec, profile: &Profile, choice: &Choice, out: &mut dyn Write) -> Result<()> {
         writeln!(
             out,
-            "{}  ·  {}  ·  batch {}, {} threads  ·  expected {}, dense {}  {}\n",
+            "{}  ·  {}  ·  {}  ·  expected {}, dense {}  {}\n",
             spec.name,
             profile.model.facts().name,
-            self.batch,
-            self.device.threads(),
+            asked(&self.setting(profile), profile),
             ms(choice.ns / 1e6),
             ms(choice.dense_ns / 1e6),
             speed(choice.dense_ns / choice.ns)
@@ -159,7 +152,7 @@ impl Plan {
         let own = std::path::Path::new(&self.profile).is_file();
         let (what, unit, ranked) = match own {
             true => {
-                let profile = profile::load(self.profile.as_ref())?;
+                let profile = profile::load_for(self.profile.as_ref(), &self.device)?;
                 let name = profile.model.facts().name.clone();
                 let time = |stage, side| self.stage_ms(model, &profile, stages, stage, side, density);
                 (name, "stage", rank(stages, smallest, time)?)
@@ -254,13 +247,15 @@ fn rank(
     (0..stages).map(stage).collect()
 }
 
-fn mean(densities: &[BlockDensity]) -> f64 {
-    densities.iter().map(|density| density.patches).sum::<f64>() / densities.len().max(1) as f64
+/// Batch, and threads where a device has them, for people.
+pub(super) fn asked(setting: &Setting, profile: &Profile) -> String {
+    let batch = format!("batch {}", setting.batch);
+    match profile.model.facts().kind {
+        DeviceKind::Cpu => format!("{batch}, {} threads", setting.threads),
+        DeviceKind::Cuda => format!("{batch}, {}", setting.dtype),
+    }
 }
 
-/// A plan in which every block does the same.
-pub(super) fn uniform(spec: &NetSpec, route: Route, granularity: usize) -> ExecutionPlan {
-    let mut plan = ExecutionPlan::sparse(spec);
-    plan.blocks.iter_mut().for_each(|block| (block.route, block.granularity) = (route, granularity));
-    plan
+fn mean(densities: &[BlockDensity]) -> f64 {
+    densities.iter().map(|density| density.patches).sum::<f64>() / densities.len().max(1) as f64
 }

@@ -4,6 +4,7 @@ use super::output::{Table, json, ms, speed};
 use super::parse;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use laud::Element;
 use laud_predictor::Density;
 use laud_predictor::prior::{DeviceSpec, Mode, Network, Prior, SweepRow};
 use serde_json::{Value, json};
@@ -41,9 +42,12 @@ pub(super) struct Predict {
     /// With --densities: which share of the images takes no longer than this?
     #[arg(long, value_name = "TIME", requires = "densities", value_parser = parse::duration)]
     pub(super) budget: Option<Duration>,
-    /// With --profile: threads of an inference
-    #[arg(long, value_name = "N", requires = "profile", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(super) threads: u16,
+    /// With --profile: threads of an inference on a CPU [default: 1]
+    #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) threads: Option<u16>,
+    /// With --profile: f32, bf16, f16 or tf32 [default: what was measured; of several f32]
+    #[arg(long, value_name = "TYPE", requires = "profile")]
+    pub(super) dtype: Option<Element>,
     /// With --profile: split each number into what it is made of
     #[arg(long, requires = "profile")]
     pub(super) explain: bool,

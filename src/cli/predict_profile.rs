@@ -1,12 +1,12 @@
 //! `laud predict --profile`: a calibrated device, one network, densities or a distribution of them.
 
 use super::output::{Table, json, ms, percent, speed};
+use super::plan::asked;
 use super::predict::{ModeArg, Predict};
-use super::profile;
 use anyhow::{Context, Result, ensure};
-use laud::plan::{
-    Activity, ActivityTable, CPU_MAP_BYTES, Densities, ExecutionPlan, Lowered, Setting, lower, network_ns,
-};
+use laud::calibrate::load;
+use laud::plan::{Activity, ActivityTable, Densities, ExecutionPlan, Lowered, Setting, lower, network_ns};
+use laud::predictor::DeviceKind;
 use laud::predictor::learned::Parts;
 use laud::predictor::profile::Profile;
 use laud::predictor::workload::DType;
@@ -25,14 +25,22 @@ struct Expected {
 
 impl Predict {
     pub(super) fn measured(&self, file: &Path, out: &mut dyn Write) -> Result<()> {
-        let profile = profile::load(file)?;
-        let batch = self.batch.unwrap_or(1) as usize;
+        let profile = load(file)?;
+        let kind = profile.model.facts().kind;
+        ensure!(
+            kind == DeviceKind::Cpu || self.threads.is_none(),
+            "--threads: {} is of a CUDA device, which has none",
+            file.display()
+        );
+        let dtype = match (self.dtype, profile.model.dtypes().as_slice()) {
+            (Some(element), _) => element.dtype(),
+            (None, [only]) => *only,
+            (None, _) => DType::F32,
+        };
+        profile.check_use(kind, dtype).with_context(|| file.display().to_string())?;
         let setting = Setting {
-            batch,
-            dtype: DType::F32,
-            threads: self.threads.into(),
-            l3_bytes: profile.model.facts().l3_bytes,
-            map_bytes: CPU_MAP_BYTES,
+            batch: self.batch.unwrap_or(1) as usize,
+            ..Setting::of(&profile, self.threads.unwrap_or(1).into(), dtype)
         };
         let spec = self.network()?;
         match &self.densities {
@@ -108,11 +116,10 @@ impl Predict {
         }
         writeln!(
             out,
-            "{}  ·  {}  ·  batch {}, {} threads  ·  static {}\n",
+            "{}  ·  {}  ·  {}  ·  static {}\n",
             spec.name,
             profile.model.facts().name,
-            setting.batch,
-            setting.threads,
+            asked(setting, profile),
             ms(dense.ns / 1e6)
         )?;
         let mut lines =
@@ -165,7 +172,7 @@ impl Predict {
             });
             return json(out, &value);
         }
-        writeln!(out, "{}  ·  {} images  ·  {} threads", spec.name, times.len(), setting.threads)?;
+        writeln!(out, "{}  ·  {} images  ·  {}", spec.name, times.len(), asked(setting, profile))?;
         for (name, q) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
             writeln!(out, "  {name}  {}", ms(quantile(q)))?;
         }

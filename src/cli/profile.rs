@@ -1,13 +1,15 @@
 //! `laud profile`: look at profiles, compare them, make one of several.
 
+use super::device::DeviceArgs;
 use super::output::{Table, percent, save};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use laud::kernels::SOURCE_HASH;
+use laud::calibrate::{kernel_hash, load};
+use laud::predictor::DeviceKind;
 use laud::predictor::learned::FitOptions;
 use laud::predictor::measurements;
 use laud::predictor::profile::{Header, Profile, Validation};
-use laud::predictor::workload::Sample;
+use laud::predictor::workload::{DType, Sample};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -54,9 +56,11 @@ impl ProfileArgs {
     }
 }
 
-/// Reads a profile of the kernels of this program.
-pub(super) fn load(path: &Path) -> Result<Profile> {
-    read(path, Some(SOURCE_HASH))
+/// Reads a profile of the kernels of this program, to be asked about inferences as `device` says.
+pub(super) fn load_for(path: &Path, device: &DeviceArgs) -> Result<Profile> {
+    let profile = load(path)?;
+    profile.check_use(device.kind(), device.dtype()).with_context(|| path.display().to_string())?;
+    Ok(profile)
 }
 
 fn read(path: &Path, kernel_hash: Option<&str>) -> Result<Profile> {
@@ -77,8 +81,13 @@ fn samples(profile: &Path) -> Result<Vec<Sample>> {
 fn show(path: &Path, out: &mut dyn Write) -> Result<()> {
     let profile = read(path, None)?;
     let (facts, header) = (profile.model.facts(), &profile.header);
-    writeln!(out, "{}  ·  {}  ·  {} cores  ·  {}", facts.name, facts.isa, facts.cores, header.driver)?;
-    let kernels = if header.kernel_hash == SOURCE_HASH { "those of this program" } else { "others" };
+    let cores = match facts.kind {
+        DeviceKind::Cpu => "cores",
+        DeviceKind::Cuda => "multiprocessors",
+    };
+    writeln!(out, "{}  ·  {}  ·  {} {cores}  ·  {}", facts.name, facts.isa, facts.cores, header.driver)?;
+    let kernels =
+        if header.kernel_hash == kernel_hash(facts.kind) { "those of this program" } else { "others" };
     writeln!(
         out,
         "kernels {} ({kernels})  ·  commit {}  ·  {}",
@@ -96,8 +105,10 @@ fn show(path: &Path, out: &mut dyn Write) -> Result<()> {
             percent(repeatability)
         )?;
     }
-    let ops: Vec<&str> = profile.model.ops().map(|op| op.name()).collect();
-    Ok(writeln!(out, "measured: {}", ops.join(", "))?)
+    let mut ops: Vec<&str> = profile.model.ops().map(|op| op.name()).collect();
+    ops.dedup();
+    let dtypes: Vec<&str> = profile.model.dtypes().into_iter().map(DType::name).collect();
+    Ok(writeln!(out, "measured in {}: {}", dtypes.join(", "), ops.join(", "))?)
 }
 
 fn diff(a: &Path, b: &Path, out: &mut dyn Write) -> Result<()> {

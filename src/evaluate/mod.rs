@@ -1,10 +1,11 @@
 //! What a network does on labelled images: how often it is right, what it computes, how long it takes, and where it
-//! differs from itself with everything active.
+//! differs from itself with everything active; and whether a plan was chosen well.
 
 mod advise;
 mod images;
 mod latency;
 mod rank;
+mod regret;
 mod results;
 mod tally;
 
@@ -12,6 +13,7 @@ pub use advise::{Advice, Quantile, Question, Step, advise, with_static};
 pub use images::{Batch, Images};
 pub use latency::Latency;
 pub use rank::{importance, usage};
+pub use regret::{BlockRegret, Regret, WholeRegret, verify};
 #[cfg(test)]
 pub(crate) use results::tests::row;
 pub use results::{Cell, Origin, Picture, Results, Row, front, load};

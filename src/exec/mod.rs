@@ -4,6 +4,7 @@
 //! [`Runnable`], so that everything above is chosen once, when the session is built.
 
 mod account;
+mod around;
 mod block;
 mod draw;
 mod fold;
@@ -14,6 +15,7 @@ mod program;
 mod trace;
 mod workspace;
 
+pub use around::Around;
 pub use fold::Weights;
 pub use probe::{Probe, Prober};
 pub use trace::{BlockTrace, Count, MAX_CONVS, Trace, Watch};

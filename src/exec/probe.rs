@@ -4,6 +4,7 @@
 //! a pass over its input, as the operation before it in a network would leave it. That is the time with weights in
 //! memory. What is asked for warm runs a second time, now with the weights where the set left them.
 
+use super::around::{Around, COPIED, copy, memory_map};
 use super::draw;
 use anyhow::{Context, Result, ensure};
 use draw::Drawn;
@@ -41,6 +42,7 @@ pub trait Prober {
 /// Calls on a backend.
 pub struct Probe<B: Backend> {
     backend: B,
+    around: Around,
     scratch: B::Scratch,
     set: Vec<Prepared<B>>,
     memory: Option<Memory<B>>,
@@ -87,22 +89,18 @@ struct Memory<B: Backend> {
 }
 
 /// Values of an operand, at most.
-const MOST: usize = 1 << 26;
-/// Values of each of two buffers that are copied to drive everything out of the caches: together more than they hold.
-const FAR: usize = 10 << 20;
-/// The same for the private caches only.
-const NEAR: usize = 512 << 10;
-/// Channels of the maps that are copied for nothing.
-const COPIED: usize = 64;
+pub(super) const MOST: usize = 1 << 26;
+/// Images are stored in whole vectors of at most so many channels.
+const VECTOR: usize = 8;
 
 impl<B: Backend> Probe<B> {
     /// Without calls yet.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn new(backend: B) -> Result<Self> {
+    pub fn new(backend: B, around: Around) -> Result<Self> {
         let scratch = backend.scratch()?;
-        Ok(Self { backend, scratch, set: Vec::new(), memory: None })
+        Ok(Self { backend, around, scratch, set: Vec::new(), memory: None })
     }
 
     fn prepare_one(&mut self, w: &Workload) -> Result<Prepared<B>> {
@@ -137,7 +135,10 @@ impl<B: Backend> Probe<B> {
                     output_constant: (constant && w.c_out_listed).then_some(&output),
                     group: w.c_out_listed.then_some(w.group_size as usize),
                 };
-                let filter = self.backend.filter(&spec)?;
+                let filter = match w.reads_image() {
+                    true => self.backend.image_filter(&spec)?,
+                    false => self.backend.filter(&spec)?,
+                };
                 self.backend.reserve(&mut self.scratch, &filter, listed)?;
                 Kind::Gemm(filter)
             }
@@ -180,8 +181,7 @@ impl<B: Backend> Probe<B> {
             Op::ToNchw | Op::Overhead => anyhow::bail!("{} is not timed by itself", w.op),
         };
         let rows = self.rows(batch, map, &pixels)?;
-        let (c_in, c_out) =
-            (self.channels(&inputs, batch, g.c_in)?, self.channels(&outputs, batch, g.c_out)?);
+        let (c_in, c_out) = (self.channels(&inputs, w, g.c_in)?, self.channels(&outputs, w, g.c_out)?);
         Ok(Prepared { workload: drawn, kind, rows, c_in, c_out })
     }
 
@@ -215,18 +215,23 @@ impl<B: Backend> Probe<B> {
         Ok(Listing { branch, keep, rows, starts })
     }
 
-    fn channels(&mut self, drawn: &Drawn, batch: usize, total: usize) -> Result<B::Channels> {
+    fn channels(&mut self, drawn: &Drawn, w: &Workload, total: usize) -> Result<B::Channels> {
+        let batch = w.batch as usize;
         let mut channels = self.backend.channels(batch, total)?;
         let Some(kept) = &drawn.keep else {
             B::all_channels(&mut channels, total);
             return Ok(channels);
         };
-        let mut keep = self.backend.vector(kept.len(), "decisions")?;
+        // Whole groups are drawn as far as they divide the channels.
+        let group = Some(w.group_size as usize).filter(|size| total.is_multiple_of(*size)).unwrap_or(1);
+        let mut keep = self.backend.vector(kept.len() / group, "decisions")?;
         self.backend.run(&mut self.scratch, |queue| {
-            B::upload(queue, &mut keep, |keep: &mut [bool]| keep.copy_from_slice(kept))?;
+            B::upload(queue, &mut keep, |keep: &mut [bool]| {
+                keep.iter_mut().zip(kept.chunks(group)).for_each(|(keep, kept)| *keep = kept[0]);
+            })?;
             B::play(queue, None, &[], |queue, _| {
                 let (keep, channels) = (&keep, &mut channels);
-                B::list_channels(queue, ListChannels { batch, group: 1, total, keep, keep_at: 0, channels })
+                B::list_channels(queue, ListChannels { batch, group, total, keep, keep_at: 0, channels })
             })
         })?;
         Ok(channels)
@@ -272,28 +277,36 @@ impl<B: Backend> Prober for Probe<B> {
             let prepared = self.prepare_one(workload).with_context(|| workload.to_string())?;
             self.set.push(prepared);
         }
-        let sizes = |size: fn(&Workload) -> usize| self.set.iter().map(|call| size(&call.workload)).max();
-        let input = sizes(|w| (w.batch * w.in_h * w.in_w * w.c_in) as usize).unwrap_or(0);
-        let output = sizes(|w| (w.batch * w.out_h * w.out_w * w.c_in.max(w.c_out)) as usize).unwrap_or(0);
-        let features = (input.max(output)).min(MOST);
+        let sizes = |size: &dyn Fn(&Workload) -> usize| {
+            self.set.iter().map(|call| size(&call.workload)).max().unwrap_or(0)
+        };
+        // Images may be stored with more channels than they have.
+        let padded = |c: u32| (c as usize).next_multiple_of(if (c as usize) < VECTOR { VECTOR } else { 1 });
+        let input = sizes(&|w| (w.batch * w.in_h * w.in_w) as usize * padded(w.c_in));
+        let output = sizes(&|w| (w.batch * w.out_h * w.out_w) as usize * padded(w.c_in.max(w.c_out)));
+        let features = sizes(&|w| w.batch as usize * w.c_in.max(w.c_out).max(w.out_h * w.out_w) as usize);
+        let images = sizes(&|w| match w.op {
+            Op::FromNchw => (w.batch * w.in_h * w.in_w * w.c_in) as usize,
+            _ => 0,
+        });
         let buffer = |len: usize, what: &str| self.backend.buffer(len, what);
-        let line = COPIED * COPIED;
+        let (line, far) = (COPIED * COPIED, self.around.far);
+        let len = input.next_multiple_of(line);
         let mut memory = Memory::<B> {
-            source: buffer(input.next_multiple_of(line), "operands")?,
-            input: buffer(input.next_multiple_of(line), "operands")?,
+            source: buffer(len, "operands")?,
+            input: buffer(len, "operands")?,
             output: buffer(output, "operands")?,
-            far: [buffer(FAR, "operands")?, buffer(FAR, "operands")?],
+            far: [buffer(far, "operands")?, buffer(far, "operands")?],
             features: [
                 self.backend.vector(features, "features")?,
                 self.backend.vector(features, "features")?,
             ],
-            images: draw::values(input.max(FAR), 1.0),
+            images: draw::values(len.max(far).max(images), 1.0),
         };
-        let size = memory_map(input.next_multiple_of(line));
-        let Memory { source, far: [far, _], images, .. } = &mut memory;
+        let Memory { source, far: [first, _], images: drawn, .. } = &mut memory;
         self.backend.run(&mut self.scratch, |queue| {
-            B::play(queue, None, images, |queue, images| {
-                for (output, image) in [(source, size), (far, memory_map(FAR))] {
+            B::play(queue, None, drawn, |queue, images| {
+                for (output, image) in [(source, memory_map(len)), (first, memory_map(far))] {
                     let (c, border) = (COPIED, Extent::default());
                     let call =
                         FromNchw { batch: 1, c, image, border, bordered: image, input: images, output };
@@ -302,69 +315,46 @@ impl<B: Backend> Prober for Probe<B> {
                 anyhow::Ok(())
             })
         })?;
-        self.backend.reserve_stamps(&mut self.scratch, 2 * self.set.len())?;
+        memory.images.truncate(images);
+        self.backend.reserve_stamps(&mut self.scratch, 4 * self.set.len())?;
         self.memory = Some(memory);
         Ok(self.set.iter().map(|call| call.workload).collect())
     }
 
     fn round(&mut self, ns: &mut [u64]) -> Result<()> {
-        let Self { backend, scratch, set, memory } = self;
+        let Self { backend, around, scratch, set, memory } = self;
         let memory = memory.as_mut().context("no calls are prepared")?;
         ensure!(ns.len() == set.len(), "{} times for {} calls", ns.len(), set.len());
-        let Memory { images, .. } = memory;
-        let images = std::mem::take(images);
+        let images = std::mem::take(&mut memory.images);
+        let runs = |call: &Prepared<B>, cache: Cache| cache == Cache::Cold || call.workload.cache == cache;
         let outcome = backend.run(scratch, |queue| {
-            for cache in [Cache::Cold, Cache::Warm] {
-                let runs = |call: &Prepared<B>| cache == Cache::Cold || call.workload.cache == Cache::Warm;
-                B::play(queue, None, &images, |queue, images| {
+            B::play(queue, None, &images, |queue, images| {
+                for (cache, copies, len) in
+                    [(Cache::Cold, around.ahead, around.far), (Cache::Warm, 1, around.near)]
+                {
                     let [from, to] = &mut memory.far;
-                    copy::<B>(queue, from, to, if cache == Cache::Cold { FAR } else { NEAR })?;
-                    for call in set.iter_mut().filter(|call| runs(call)) {
+                    (0..copies).try_for_each(|_| copy::<B>(queue, from, to, len))?;
+                    for call in set.iter_mut().filter(|call| runs(call, cache)) {
                         call.touch(queue, memory)?;
                         B::stamp(queue);
                         call.issue(queue, images, memory)?;
                         B::stamp(queue);
                     }
-                    anyhow::Ok(())
-                })?;
-                let timed = set.iter().zip(&mut *ns).filter(|(call, _)| runs(call));
-                for (i, (_, ns)) in timed.enumerate() {
-                    *ns = B::lap(queue, 2 * i)?;
                 }
+                anyhow::Ok(())
+            })?;
+            let all = [Cache::Cold, Cache::Warm].into_iter().flat_map(|cache| {
+                let set = set.iter().enumerate();
+                set.filter(move |(_, call)| runs(call, cache)).map(|(i, _)| i)
+            });
+            for (at, i) in all.enumerate() {
+                ns[i] = B::lap(queue, 2 * at)?;
             }
             Ok(())
         });
         memory.images = images;
         outcome
     }
-}
-
-/// A map of [`COPIED`] channels with `len` values.
-fn memory_map(len: usize) -> Extent {
-    Extent { h: len / (COPIED * COPIED), w: COPIED }
-}
-
-/// Reads and writes `len` values.
-fn copy<B: Backend>(
-    queue: &mut B::Queue<'_>,
-    input: &B::Buffer,
-    output: &mut B::Buffer,
-    len: usize,
-) -> Result<()> {
-    let map = memory_map(len);
-    let (c_in, c_out) = (COPIED, COPIED);
-    let call = PadChannels {
-        batch: 1,
-        input_map: map,
-        output_map: map,
-        c_in,
-        c_out,
-        stride: 1,
-        before: 0,
-        input,
-        output,
-    };
-    Ok(B::pad_channels(queue, call)?)
 }
 
 fn geometry(w: &Workload) -> ConvGeometry {

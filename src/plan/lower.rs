@@ -10,6 +10,7 @@ use super::{BlockPlan, ExecutionPlan, Portions, Route};
 use laud_models::{
     BlockSpec, ChannelGateSpec, ChannelHead, ConvSpec, LinearSpec, MapSize, NetSpec, Shortcut, SqueezePooling,
 };
+use laud_predictor::DeviceKind;
 use laud_predictor::profile::Profile;
 use laud_predictor::workload::{self, Cache, DType, Op, Workload};
 use std::ops::Range;
@@ -27,6 +28,8 @@ pub struct Setting {
     pub l3_bytes: u64,
     /// Bytes that the maps of samples that run together should have; see [`Portions`].
     pub map_bytes: usize,
+    /// Whether blocks are scheduled in the squares that a plan names, rather than exactly as their masks say.
+    pub squares: bool,
 }
 
 /// A kernel call, and how often it is made; a fraction where it is made for some of the samples or in one of two states
@@ -52,18 +55,37 @@ pub struct Lowered {
 
 /// Bytes that the maps of samples that a CPU runs together should have.
 pub const CPU_MAP_BYTES: usize = 2_000_000;
+/// Bytes that the maps of samples that a CUDA device runs together may have.
+pub const CUDA_MAP_BYTES: usize = 1 << 31;
 
 impl Setting {
     /// One thread of a CPU that runs `batch` images in f32.
     pub fn cpu(batch: usize) -> Self {
-        Self { batch, dtype: DType::F32, threads: 1, l3_bytes: 0, map_bytes: CPU_MAP_BYTES }
+        let (dtype, map_bytes) = (DType::F32, CPU_MAP_BYTES);
+        Self { batch, dtype, threads: 1, l3_bytes: 0, map_bytes, squares: true }
     }
 
-    /// One image on a calibrated CPU.
+    /// A CUDA device that runs `batch` images.
+    pub fn cuda(batch: usize, dtype: DType) -> Self {
+        Self { dtype, map_bytes: CUDA_MAP_BYTES, squares: false, ..Self::cpu(batch) }
+    }
+
+    /// One image on a calibrated device; a CUDA device has no threads.
     pub fn of(profile: &Profile, threads: usize, dtype: DType) -> Self {
-        let (threads, l3_bytes) =
-            (u32::try_from(threads).unwrap_or(u32::MAX), profile.model.facts().l3_bytes);
-        Self { batch: 1, dtype, threads, l3_bytes, map_bytes: CPU_MAP_BYTES }
+        let facts = profile.model.facts();
+        let l3_bytes = facts.l3_bytes;
+        match facts.kind {
+            DeviceKind::Cpu => {
+                let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+                Self { dtype, threads, l3_bytes, ..Self::cpu(1) }
+            }
+            DeviceKind::Cuda => Self { l3_bytes, ..Self::cuda(1, dtype) },
+        }
+    }
+
+    /// Side of the squares that a block is scheduled in, cells.
+    pub fn granularity(&self, plan: &BlockPlan) -> usize {
+        if self.squares { plan.granularity } else { 1 }
     }
 }
 

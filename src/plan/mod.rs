@@ -12,7 +12,7 @@ pub use activity::{Activity, ActivityTable};
 pub use budget::{Spending, budget};
 pub use densities::{Densities, Recorded, RecordedBlock};
 pub use expected::{Expected, Times};
-pub use lower::{CPU_MAP_BYTES, Call, Lowered, Setting, lower, lower_block};
+pub use lower::{CPU_MAP_BYTES, CUDA_MAP_BYTES, Call, Lowered, Setting, lower, lower_block};
 pub use portions::Portions;
 pub use search::{Alternative, BlockDensity, Choice, network_ns, search};
 

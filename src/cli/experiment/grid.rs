@@ -21,7 +21,7 @@ devices = ["cpu"]
 dtypes = ["f32"]
 seeds = [0]                     # of what is random: a policy, gates that are not trained
 pictures = 3                    # draw what is computed of the first images
-# profile = "here.json"         # predict latency too; made by laud calibrate
+# profile = "here.json"         # predict latency too, on the kind of device and type it was made on by laud calibrate
 
 [[models]]
 model = ["cifar_resnet20"]      # as --model; several, such as one trained for each target
