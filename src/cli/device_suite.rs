@@ -11,6 +11,7 @@ use laud::{Device, Element, Output, RandomWeights, Session};
 use laud_kernels::cuda::{Driver, source_hash};
 use laud_models::{NetConfig, NetSpec, SMALL_NETWORKS};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub(super) struct DeviceSuite {
     /// Which one: cuda:N
     #[arg(long, value_name = "DEVICE")]
     device: Device,
-    /// Folder for device-suite.json and device-suite.md
+    /// Folder for device-suite.json, device-suite.md and a profile; what is there of an earlier run is replaced
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Files with recorded results, for `laud verify`
@@ -60,6 +61,9 @@ const BENCHES: [(&str, &[u32]); 6] = [
         &[1],
     ),
 ];
+/// What is planned with a quick profile, and checked: arguments of `laud plan`.
+const PLANNED: &str = "--model cifar_resnet20 --mode spatial --granularity 4-2-1 --density 0.5 --batch 8";
+const PLANNED_DTYPE: &str = "f16";
 /// Element types that are measured.
 const MEASURED: [&str; 3] = ["f16", "bf16", "tf32"];
 
@@ -108,6 +112,11 @@ impl DeviceSuite {
                 step(line, &mut || self.command(&full, None))?;
             }
         }
+        if !self.no_bench {
+            step(format!("calibrate --quick --dtype {PLANNED_DTYPE}"), &mut || self.calibrate(&device))?;
+            let [_, line] = self.profiled(&device);
+            step(format!("plan {PLANNED} --verify"), &mut || self.command(&line, Some(&self.profile())))?;
+        }
         let failed = steps.iter().filter(|step| step.outcome.is_err()).count();
         let mut text = Vec::new();
         json(&mut text, &self.report(&*driver, &steps))?;
@@ -117,15 +126,49 @@ impl DeviceSuite {
         Ok(())
     }
 
+    fn profile(&self) -> PathBuf {
+        self.out.join("profile.json")
+    }
+
+    /// A profile of a minute; what the command says about it.
+    fn calibrate(&self, device: &str) -> Result<Value> {
+        let profile = self.profile();
+        for file in [profile.clone(), profile.with_extension("csv")].iter().filter(|file| file.exists()) {
+            std::fs::remove_file(file).with_context(|| format!("{}: cannot remove", file.display()))?;
+        }
+        let [line, _] = self.profiled(device);
+        let text = self.printed(&line, Some(&profile))?;
+        Ok(json!({ "printed": String::from_utf8_lossy(&text) }))
+    }
+
     /// What a command of this program prints as JSON.
     fn command(&self, line: &str, file: Option<&PathBuf>) -> Result<Value> {
-        let mut words: Vec<std::ffi::OsString> = vec!["laud".into()];
-        words.extend(line.split_whitespace().map(Into::into));
-        words.extend(self.toolchain.arguments());
-        words.extend(file.map(|file| file.as_os_str().to_owned()));
+        serde_json::from_slice(&self.printed(line, file)?).context("what the command printed")
+    }
+
+    /// What a command of this program prints.
+    fn printed(&self, line: &str, file: Option<&PathBuf>) -> Result<Vec<u8>> {
         let mut text = Vec::new();
-        Cli::try_parse_from(words).context("a command of the suite")?.run(&mut text)?;
-        serde_json::from_slice(&text).context("what the command printed")
+        Cli::try_parse_from(self.words(line, file)).context("a command of the suite")?.run(&mut text)?;
+        Ok(text)
+    }
+
+    /// A command line whose last argument is `file`, maybe the last flag's value.
+    fn words(&self, line: &str, file: Option<&PathBuf>) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["laud".into()];
+        words.extend(line.split_whitespace().map(Into::into));
+        words.splice(2..2, self.toolchain.arguments());
+        words.extend(file.map(|file| file.as_os_str().to_owned()));
+        words
+    }
+
+    /// The profile is calibrated, and what is planned with it.
+    fn profiled(&self, device: &str) -> [String; 2] {
+        let more = format!("{device} --dtype {PLANNED_DTYPE}");
+        [
+            format!("calibrate --quick {more} --out"),
+            format!("plan {PLANNED} --verify --json {more} --profile"),
+        ]
     }
 
     fn about(&self, driver: &dyn Driver) -> Vec<(&'static str, Value)> {
@@ -254,4 +297,33 @@ fn against_cpu(network: &str, driver: &Arc<dyn Driver>, element: Element, tolera
         }
     }
     Ok(json!({ "worst": worst }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Command;
+    use super::*;
+
+    #[test]
+    fn commands_of_the_suite_are_commands() {
+        let line = "laud device-suite --device cuda:3 --out report --cuda-kernels kernels";
+        let Command::DeviceSuite(suite) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("another command")
+        };
+        let device = "--device cuda:3";
+        for line in suite.profiled(device) {
+            let words = suite.words(&line, Some(&suite.profile()));
+            assert!(words.contains(&"--cuda-kernels".into()) && words.contains(&"kernels".into()));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+        let file = PathBuf::from("recorded.safetensors");
+        let verify = format!("verify --json {device} --tolerance 1e-3");
+        Cli::try_parse_from(suite.words(&verify, Some(&file))).unwrap_or_else(|error| panic!("{error}"));
+        for (arguments, _) in BENCHES {
+            let bench = format!("bench {arguments} --json --profile --duration 1s {device}");
+            Cli::try_parse_from(suite.words(&bench, None)).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
 }
