@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use laud::calibrate::{
-    Budget, Journal, Target, correct, cuda_facts, device_facts, kernel_hash, load, measure,
+    Budget, Journal, Target, correct, cuda_facts, device_facts, kernel_hash, load, measure, sweep,
 };
 use laud::evaluate::verify;
 use laud::exec::{Around, Probe, Prober, Request};
@@ -107,6 +107,38 @@ fn every_kernel_is_timed_in_every_type() {
         assert!(probe.round(&mut ns[1..]).unwrap_err().to_string().contains("times for"));
         drop(probe);
         assert_eq!(device.allocations(), 0, "memory is given back");
+    }
+}
+
+/// As far as they are small: emulation is slow.
+#[test]
+fn what_a_gpu_is_asked_about_can_be_run() {
+    let calls = sweep(DeviceKind::Cuda, &[1], 3000, 5).unwrap();
+    let values = |w: &Workload| w.batch * (w.in_h * w.in_w * w.c_in).max(w.out_h * w.out_w * w.c_out);
+    let depth = |w: &Workload| w.c_in / w.groups * w.kernel * w.kernel;
+    let is_small = |w: &Workload| w.macs() < 5e5 && values(w) < 1 << 15 && depth(w) < 300;
+    let mut small: Vec<Workload> = Vec::new();
+    for op in [
+        Op::GatherGemm,
+        Op::Depthwise,
+        Op::SqueezeExcite,
+        Op::MeanPool,
+        Op::PatchGate,
+        Op::Linear,
+        Op::Compact,
+    ] {
+        let of: Vec<&Workload> = calls.iter().filter(|w| w.op == op && is_small(w)).collect();
+        assert!(of.len() > 10, "{op}");
+        small.extend(of.iter().step_by(of.len().div_ceil(20)).copied());
+    }
+    for (i, (precision, dtype)) in PRECISIONS.into_iter().enumerate() {
+        let mut probe = probe(&device(), precision);
+        let calls: Vec<Workload> =
+            small.iter().skip(i).step_by(PRECISIONS.len()).map(|call| Workload { dtype, ..*call }).collect();
+        for set in calls.chunks(24) {
+            probe.prepare(set).unwrap();
+            probe.round(&mut vec![0; set.len()]).unwrap();
+        }
     }
 }
 
