@@ -1,6 +1,7 @@
 //! [`Profile`]: a fitted model and where it comes from, as a versioned file.
 
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::{BTreeMap, Entry};
 
 use crate::correction::Correction;
 use crate::learned::{FitOptions, Model, Outside, Prediction, predict_held_out};
@@ -8,7 +9,7 @@ use crate::workload::{DType, Sample, Workload};
 use crate::{DeviceFacts, DeviceKind, Error, Result};
 
 /// The version of the file that is written and read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What was learned about one device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,8 +56,12 @@ pub struct Validation {
     pub within_10_percent: f64,
     /// Share of them inside the interval.
     pub coverage: f64,
-    /// Mean of MAD ÷ median of the measurements: no model does better.
+    /// Mean of MAD ÷ time of the measurements: what repeats at one visit differ by.
     pub repeatability: f64,
+    /// Mean of the difference ÷ time of two measurements of one call at different times, and so in other memory: no model
+    /// does better than a part of that. `None`: nothing was measured twice.
+    #[serde(default)]
+    pub visits_differ: Option<f64>,
 }
 
 impl Profile {
@@ -170,8 +175,10 @@ impl Profile {
     }
 
     fn check(&self) -> Result<()> {
-        let Validation { mape, within_10_percent, coverage, repeatability, .. } = self.validation;
+        let Validation { mape, within_10_percent, coverage, repeatability, visits_differ, .. } =
+            self.validation;
         let numbers = [
+            ("visits_differ", visits_differ.unwrap_or(0.0)),
             ("mape", mape),
             ("within_10_percent", within_10_percent),
             ("coverage", coverage),
@@ -205,8 +212,25 @@ impl Validation {
             inside += f64::from(u8::from((low_ns..=high_ns).contains(&sample.median_ns))) / n;
             repeatability += sample.mad_ns / sample.median_ns / n;
         }
-        Self { held_out, mape, within_10_percent: within, coverage: inside, repeatability }
+        let visits_differ = visits_differ(samples);
+        Self { held_out, mape, within_10_percent: within, coverage: inside, repeatability, visits_differ }
     }
+}
+
+/// Mean of the difference ÷ time of measurements of one call and the first one of it.
+fn visits_differ(samples: &[Sample]) -> Option<f64> {
+    let mut first: BTreeMap<String, f64> = BTreeMap::new();
+    let (mut sum, mut count) = (0.0, 0);
+    for Sample { workload, median_ns, .. } in samples {
+        match first.entry(format!("{workload:?}")) {
+            Entry::Vacant(place) => drop(place.insert(*median_ns)),
+            Entry::Occupied(before) => {
+                sum += (median_ns / before.get() - 1.0).abs();
+                count += 1;
+            }
+        }
+    }
+    (count > 0).then(|| sum / f64::from(count))
 }
 
 #[cfg(test)]

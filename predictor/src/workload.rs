@@ -207,9 +207,9 @@ pub enum Cache {
 pub struct Sample {
     /// What was timed.
     pub workload: Workload,
-    /// Median of the repeats, in nanoseconds.
+    /// Median of the quickest third of the repeats, in nanoseconds: what it takes undisturbed.
     pub median_ns: f64,
-    /// Median absolute deviation of the repeats, in nanoseconds.
+    /// Median absolute deviation of all repeats, in nanoseconds.
     pub mad_ns: f64,
     /// Number of repeats.
     pub repeats: u32,

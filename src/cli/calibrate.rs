@@ -162,15 +162,17 @@ fn print(
     for (why, (count, first)) in reasons {
         writeln!(out, "  {count} given up: {why}; such as {first}")?;
     }
-    let Validation { held_out, mape, within_10_percent, coverage, repeatability } = profile.validation;
+    let Validation { held_out, mape, within_10_percent, coverage, repeatability, visits_differ } =
+        profile.validation;
     if held_out > 0 {
         writeln!(
             out,
-            "  of {held_out} held out: error {}, within ±10 % {}, inside the interval {}; repeatability {}",
+            "  of {held_out} held out: error {}, within ±10 % {}, inside the interval {}; rounds differ by {}, visits by {}",
             percent(mape),
             percent(within_10_percent),
             percent(coverage),
-            percent(repeatability)
+            percent(repeatability),
+            visits_differ.map_or_else(|| "–".to_owned(), percent)
         )?;
     }
     Ok(())

@@ -153,9 +153,16 @@ impl Check {
             report["ops"] = ops.into();
             return json(out, &report);
         }
-        let mut table =
-            Table::new(["kernel", "predicted", "error", "±10 %", "in the interval", "repeats differ by"])
-                .left(1);
+        let mut table = Table::new([
+            "kernel",
+            "predicted",
+            "error",
+            "±10 %",
+            "in the interval",
+            "rounds differ by",
+            "visits",
+        ])
+        .left(1);
         let all = ops.iter().map(|(op, validation)| (op.name(), validation));
         for (name, validation) in all.chain([("all", &whole)]) {
             table.row([
@@ -165,6 +172,7 @@ impl Check {
                 percent(validation.within_10_percent),
                 percent(validation.coverage),
                 percent(validation.repeatability),
+                validation.visits_differ.map_or_else(|| "–".to_owned(), percent),
             ]);
         }
         table.print(out)

@@ -94,15 +94,17 @@ fn show(path: &Path, out: &mut dyn Write) -> Result<()> {
         header.kernel_hash, header.commit, header.date
     )?;
     writeln!(out, "{} measurements by `laud {}`", header.measurements, header.command)?;
-    let Validation { held_out, mape, within_10_percent, coverage, repeatability } = profile.validation;
+    let Validation { held_out, mape, within_10_percent, coverage, repeatability, visits_differ } =
+        profile.validation;
     if held_out > 0 {
         writeln!(
             out,
-            "of {held_out} held out: error {}, within ±10 % {}, inside the interval {}; repeatability {}",
+            "of {held_out} held out: error {}, within ±10 % {}, inside the interval {}; rounds differ by {}, visits by {}",
             percent(mape),
             percent(within_10_percent),
             percent(coverage),
-            percent(repeatability)
+            percent(repeatability),
+            visits_differ.map_or_else(|| "–".to_owned(), percent)
         )?;
     }
     let mut ops: Vec<&str> = profile.model.ops().map(|op| op.name()).collect();

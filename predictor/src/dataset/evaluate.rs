@@ -52,7 +52,16 @@ impl GpuModel {
                 ns: timing.latency_ms,
             })
             .collect();
-        let growth = Growth { bags: 3, trees: 160, leaves: 12, learning_rate: 0.08, leaf: 4.0, seed };
+        let growth = Growth {
+            bags: 3,
+            trees: 160,
+            leaves: 12,
+            depth: 5,
+            columns: 0.5,
+            learning_rate: 0.08,
+            leaf: 4.0,
+            seed,
+        };
         let settings = Settings { growth, coverage: 0.9, session: Some(SESSION) };
         let regression = Regression::fit(&rows, &settings)?;
         Ok(Self { spec: spec.clone(), regression })

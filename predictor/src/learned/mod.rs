@@ -220,8 +220,16 @@ impl OpModel {
         facts: &DeviceFacts,
         options: &FitOptions,
     ) -> Result<Self> {
-        let growth =
-            Growth { bags: 3, trees: 80, leaves: 10, learning_rate: 0.12, leaf: 4.0, seed: options.seed };
+        let growth = Growth {
+            bags: 3,
+            trees: 60,
+            leaves: 31,
+            depth: 8,
+            columns: 0.3,
+            learning_rate: 0.15,
+            leaf: 4.0,
+            seed: options.seed,
+        };
         let settings = Settings { growth, coverage: options.coverage.clamp(0.0, 1.0), session: None };
         let amounts = samples
             .iter()
@@ -231,8 +239,7 @@ impl OpModel {
             .iter()
             .map(|sample| {
                 let amounts = Work::of(&sample.workload, facts).amounts;
-                let analytic = amounts.iter().zip(&rough).map(|(amount, each)| amount * each).sum();
-                let features = terms::features(&sample.workload, facts, analytic);
+                let features = terms::features(&sample.workload, facts, &amounts, &rough);
                 let features = features.iter().map(|&x| x.into()).collect();
                 Row { terms: amounts.to_vec(), features, ns: sample.median_ns }
             })
@@ -267,8 +274,8 @@ impl OpModel {
     /// The terms' time and what is expected of the rest.
     fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (Work, Guess) {
         let work = Work::of(workload, facts);
-        let analytic = self.regression.analytic(&work.amounts);
-        let guess = self.regression.residual(&terms::features(workload, facts, analytic));
+        let coefficients = &self.regression.coefficients;
+        let guess = self.regression.residual(&terms::features(workload, facts, &work.amounts, coefficients));
         (work, guess)
     }
 

@@ -169,7 +169,16 @@ mod tests {
     use super::*;
 
     fn settings(session: Option<usize>) -> Settings {
-        let growth = Growth { bags: 2, trees: 80, leaves: 8, learning_rate: 0.1, leaf: 3.0, seed: 5 };
+        let growth = Growth {
+            bags: 2,
+            trees: 80,
+            leaves: 8,
+            depth: 5,
+            columns: 0.5,
+            learning_rate: 0.1,
+            leaf: 3.0,
+            seed: 5,
+        };
         Settings { growth, coverage: 0.9, session }
     }
 

@@ -375,7 +375,9 @@ mod tests {
                         let amounts = Work::of(&w, &facts()).amounts;
                         assert_eq!(amounts.len(), expected, "{w}");
                         assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{w}: {amounts:?}");
-                        let features = terms::features(&w, &facts(), 100.0);
+                        let amounts = Work::of(&w, &facts()).amounts;
+                        let coefficients = vec![0.1; amounts.len()];
+                        let features = terms::features(&w, &facts(), &amounts, &coefficients);
                         assert!(features.iter().all(|f| f.is_finite()), "{w}: {features:?}");
                     }
                 }

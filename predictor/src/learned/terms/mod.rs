@@ -4,6 +4,7 @@
 pub(super) mod cuda;
 mod depthwise;
 mod gather_gemm;
+mod pooling;
 mod simple;
 
 use smallvec::SmallVec;
@@ -24,7 +25,7 @@ pub(super) enum Kind {
 /// Amounts of work of one call.
 pub(super) type Amounts = SmallVec<[f64; 64]>;
 /// What the rest may depend on.
-pub(super) type Features = SmallVec<[f32; 36]>;
+pub(super) type Features = SmallVec<[f32; 96]>;
 
 /// Kinds of the amounts of one call.
 type Kinds = SmallVec<[Kind; 64]>;
@@ -89,12 +90,17 @@ fn fill(workload: &Workload, facts: &DeviceFacts, work: &mut Work) {
     match workload.op {
         Op::GatherGemm => gather_gemm::fill(workload, facts, work),
         Op::Depthwise => depthwise::fill(workload, facts, work),
+        Op::MeanPool | Op::MaxPool | Op::SqueezeExcite | Op::PatchGate => {
+            pooling::fill(workload, facts, work)
+        }
         _ => simple::fill(workload, facts, work),
     }
 }
 
-/// What the rest may depend on; `analytic_ns` is what the amounts take.
-pub(super) fn features(w: &Workload, facts: &DeviceFacts, analytic_ns: f64) -> Features {
+/// What the rest may depend on: sizes, what the amounts take and the share that each of them has of that.
+pub(super) fn features(w: &Workload, facts: &DeviceFacts, amounts: &[f64], coefficients: &[f64]) -> Features {
+    let times = || amounts.iter().zip(coefficients).map(|(amount, each)| amount * each);
+    let analytic_ns: f64 = times().sum();
     let sizes = Sizes::of(w, facts);
     let depth = sizes.taps * w.c_in_active / f64::from(w.groups);
     let log = |value: f64| value.max(1e-3).ln() as f32;
@@ -131,11 +137,16 @@ pub(super) fn features(w: &Workload, facts: &DeviceFacts, analytic_ns: f64) -> F
         log(sizes.bytes()),
         (w.c_in % 16) as f32,
         (w.c_out % 16) as f32,
+        // Rows far apart by powers of two meet in the same sets of a cache.
+        w.c_in.trailing_zeros() as f32,
+        w.c_out.trailing_zeros() as f32,
         w.row_density() as f32,
     ]);
     if facts.kind == DeviceKind::Cuda {
         features.extend_from_slice(&cuda::features(w, facts));
     }
+    let whole = 1.0 / analytic_ns.max(f64::MIN_POSITIVE);
+    features.extend(times().map(|ns| (ns * whole) as f32));
     features
 }
 
@@ -207,10 +218,11 @@ mod tests {
                 let amounts = Work::of(&w, &DeviceFacts::example("test")).amounts;
                 assert_eq!(amounts.len(), expected, "{op}");
                 assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
-                assert!(
-                    features(&w, &DeviceFacts::example("test"), 100.0).iter().all(|f| f.is_finite()),
-                    "{op}"
-                );
+                for each in [0.0, 0.1] {
+                    let coefficients = vec![each; expected];
+                    let features = features(&w, &DeviceFacts::example("test"), &amounts, &coefficients);
+                    assert!(features.iter().all(|f| f.is_finite()), "{op}: {features:?}");
+                }
             }
         }
     }
