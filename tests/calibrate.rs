@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cli::{command, fails, files_in, laud, prints};
-use laud::predictor::measurements;
+use laud::calibrate::{Budget, Journal, measure};
+use laud::exec::Prober;
+use laud::predictor::workload::{Op, Workload};
+use laud::predictor::{DeviceFacts, measurements};
 
 /// A profile of a moment's measurements.
 fn calibrated(folder: &Path) -> PathBuf {
@@ -149,4 +152,59 @@ fn damaged_and_foreign_profiles_are_errors() {
         fs::write(&csv, table.replace(line, &cells.join(","))).unwrap();
         fails(&format!("profile diff {0} {0}", file.display()), &["line 2", "median_ns"]);
     }
+}
+
+/// A machine that is half as fast for its first rounds.
+struct SlowAtFirst {
+    rounds: usize,
+    calls: Vec<Workload>,
+}
+
+impl Prober for SlowAtFirst {
+    fn describe(&self) -> String {
+        "slow at first".into()
+    }
+
+    fn prepare(&mut self, workloads: &[Workload]) -> anyhow::Result<Vec<Workload>> {
+        self.calls = workloads.to_vec();
+        Ok(self.calls.clone())
+    }
+
+    fn round(&mut self, ns: &mut [u64]) -> anyhow::Result<()> {
+        self.rounds += 1;
+        let factor = if self.rounds <= 60 { 2 } else { 1 };
+        for (ns, call) in ns.iter_mut().zip(&self.calls) {
+            *ns = factor * (1000 + call.macs() as u64 / 50);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_turns_out_to_have_been_measured_on_a_slow_machine_is_measured_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(&folder.path().join("journal.csv")).unwrap();
+    let candidates = (1..=200).map(|c| Workload::new(Op::GatherGemm, 7, 7, 8 * c, 64)).collect();
+    let prober: Box<dyn Prober> = Box::new(SlowAtFirst { rounds: 0, calls: Vec::new() });
+    let mut seconds = 0;
+    let measured = measure(
+        &mut [(1, prober)],
+        candidates,
+        (&DeviceFacts::example("test"), 0),
+        Budget { time: Duration::from_secs(40), measurements: 1000 },
+        &mut journal,
+        &mut || {
+            seconds += 1;
+            Duration::from_secs(seconds)
+        },
+        &mut |_| {},
+    )
+    .unwrap();
+    assert!(measured.samples.len() >= 200, "{} samples", measured.samples.len());
+    for sample in &measured.samples {
+        assert_eq!(sample.median_ns, 1000.0 + (sample.workload.macs() as u64 / 50) as f64);
+    }
+    let slow = journal.path().to_owned();
+    let text = fs::read_to_string(slow).unwrap();
+    assert!(measurements::read(&text).unwrap().len() > measured.samples.len(), "nothing was measured slowly");
 }

@@ -3,7 +3,8 @@
 //! What is measured are the calls of the shipped networks and others drawn beside them ([`sweep`]), through the
 //! operations that an inference issues ([`Prober`]), and each measurement is on the disk before the
 //! next is taken ([`Journal`]): whatever stops a calibration, the same command goes on where it was. The call that
-//! is measured next is the one the model is least sure of for its cost.
+//! is measured next is the one the model is least sure of for its cost; now and then calls are measured a second time,
+//! for what a measurement can be trusted.
 
 mod choose;
 mod device;
@@ -18,7 +19,7 @@ pub use journal::Journal;
 pub use networks::{NETWORKS, correct};
 pub use sweep::sweep;
 pub use target::{Target, kernel_hash, load};
-pub use time::{Anchors, Outcome, time};
+pub use time::{Anchors, Outcome, Pace, time};
 
 use crate::exec::Prober;
 use anyhow::{Context, Result, bail, ensure};
@@ -60,6 +61,8 @@ pub struct Measured {
 
 /// Calls that are measured together.
 const SET: usize = 24;
+/// One set of so many is of calls that were measured before.
+const AGAIN_EVERY: usize = 12;
 /// Fewest measurements that a profile is made of.
 pub const FEWEST: usize = 40;
 
@@ -78,39 +81,54 @@ pub fn measure(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Measured> {
     ensure!(!budget.time.is_zero() && budget.measurements > 0, "a calibration needs a budget above zero");
-    let mut samples = journal.samples().to_vec();
-    let resumed = samples.len();
+    let resumed = journal.samples().len();
+    let mut taken = Taken { samples: journal.samples().to_vec(), paces: vec![None; resumed] };
     let mut dropped = Vec::new();
-    let mut chooser = Chooser::new(candidates, &samples, seed);
+    let mut chooser = Chooser::new(candidates, &taken.samples, seed);
     let mut anchors = vec![Anchors::new(facts.kind); probers.len()];
-    loop {
+    let mut random = sweep::Random::new(seed ^ resumed as u64);
+    for number in 1.. {
         let spent = clock();
-        let left = budget.measurements.saturating_sub(samples.len());
+        let left = budget.measurements.saturating_sub(taken.samples.len());
         let used = spent.as_secs_f64() / budget.time.as_secs_f64();
-        let of_count = samples.len() as f64 / budget.measurements as f64;
+        let of_count = taken.samples.len() as f64 / budget.measurements as f64;
         progress(Progress {
-            measured: samples.len(),
+            measured: taken.samples.len(),
             dropped: dropped.len(),
             used: used.max(of_count).min(1.0),
         });
         if spent >= budget.time || left == 0 {
             break;
         }
-        let set = chooser.next(&samples, facts, SET.min(left));
+        let slow = tell_slow(probers, &anchors);
+        let again = number % AGAIN_EVERY == 0 && !taken.samples.is_empty();
+        let (set, again) = match taken.remove_slow(&slow, SET) {
+            Some(set) => (set, false),
+            None if again => (some_of(&taken.samples, SET.min(left), &mut random), true),
+            None => (chooser.next(&taken.samples, facts, SET.min(left)), false),
+        };
         let Some(threads) = set.first().map(|workload| workload.threads) else { break };
         let prober = probers.iter_mut().zip(&mut anchors).find(|((of, _), _)| *of == threads);
         let ((_, prober), anchors) = prober.with_context(|| format!("nothing measures {threads} threads"))?;
         for outcome in time(&mut **prober, &set, anchors)? {
             match outcome {
-                Outcome::Measured(sample) => {
+                Outcome::Measured(sample, pace) => {
                     journal.append(&sample)?;
-                    samples.push(sample);
+                    taken.samples.push(sample);
+                    taken.paces.push(Some(pace));
                 }
+                Outcome::Slow(_) if again => {}
                 Outcome::Slow(workload) => chooser.put_back(workload),
                 Outcome::Dropped(workload, why) => dropped.push((workload, why)),
             }
         }
     }
+    let slow = tell_slow(probers, &anchors);
+    while let Some(set) = taken.remove_slow(&slow, 1) {
+        let why = "the machine was slower than it turned out to be able to";
+        dropped.extend(set.into_iter().map(|workload| (workload, why.to_owned())));
+    }
+    let samples = taken.samples;
     if samples.len() < FEWEST {
         bail!(
             "{} measurements within {:.3} s, a profile takes {FEWEST}; what was measured is kept in {}: run again, or \
@@ -121,4 +139,59 @@ pub fn measure(
         );
     }
     Ok(Measured { samples, dropped, resumed })
+}
+
+/// What tells a slow machine's measurements, for each number of threads.
+fn tell_slow(
+    probers: &[(u32, Box<dyn Prober>)],
+    anchors: &[Anchors],
+) -> Vec<(u32, impl Fn(&Pace) -> bool + use<>)> {
+    probers.iter().zip(anchors).map(|((threads, _), anchors)| (*threads, anchors.tells_slow())).collect()
+}
+
+/// Measurements so far, and what the anchors took when each was made; `None` of those that an earlier run left.
+struct Taken {
+    samples: Vec<Sample>,
+    paces: Vec<Option<Pace>>,
+}
+
+impl Taken {
+    /// Removes `count` measurements of one number of threads that were made while the machine was slow, as known by now,
+    /// to be made again; `None`: there are fewer.
+    fn remove_slow(&mut self, slow: &[(u32, impl Fn(&Pace) -> bool)], count: usize) -> Option<Vec<Workload>> {
+        let (threads, slow) =
+            slow.iter().find(|(threads, slow)| self.slow(*threads, slow).nth(count - 1).is_some())?;
+        let at: Vec<usize> = self.slow(*threads, slow).take(count).collect();
+        Some(
+            at.into_iter()
+                .rev()
+                .map(|i| {
+                    self.paces.swap_remove(i);
+                    self.samples.swap_remove(i).workload
+                })
+                .collect(),
+        )
+    }
+
+    fn slow<'a>(
+        &'a self,
+        threads: u32,
+        slow: &'a impl Fn(&Pace) -> bool,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let both = self.samples.iter().zip(&self.paces).enumerate();
+        both.filter(move |(_, (sample, pace))| {
+            sample.workload.threads == threads && pace.as_ref().is_some_and(slow)
+        })
+        .map(|(i, _)| i)
+    }
+}
+
+/// Up to `count` calls that were measured, all of one number of threads.
+fn some_of(samples: &[Sample], count: usize, random: &mut sweep::Random) -> Vec<Workload> {
+    let threads = random.pick(samples).workload.threads;
+    let mut measured: Vec<Workload> =
+        samples.iter().map(|sample| sample.workload).filter(|workload| workload.threads == threads).collect();
+    random.shuffle(&mut measured);
+    measured.truncate(count);
+    measured
 }

@@ -152,7 +152,7 @@ impl Random {
         low * (high / low).powf(self.uniform())
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.next() as usize % of.len()]
     }
 
@@ -171,13 +171,13 @@ impl Random {
     /// A kernel call of sizes that networks have, log-uniform.
     fn workload(&mut self, range: &Range) -> Workload {
         let op = match self.uniform() {
-            u if u < 0.66 => Op::GatherGemm,
-            u if u < 0.80 => Op::Depthwise,
-            u if u < 0.85 => Op::SqueezeExcite,
-            u if u < 0.90 => Op::MeanPool,
-            u if u < 0.95 => Op::PatchGate,
-            u if u < 0.97 => Op::Linear,
-            u if u < 0.99 => Op::Compact,
+            u if u < 0.50 => Op::GatherGemm,
+            u if u < 0.64 => Op::Depthwise,
+            u if u < 0.74 => Op::SqueezeExcite,
+            u if u < 0.80 => Op::MeanPool,
+            u if u < 0.86 => Op::PatchGate,
+            u if u < 0.92 => Op::Linear,
+            u if u < 0.98 => Op::Compact,
             _ => Op::PadChannels,
         };
         loop {

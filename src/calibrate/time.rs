@@ -1,14 +1,16 @@
 use crate::exec::Prober;
 use anyhow::Result;
 use laud_predictor::DeviceKind;
+use laud_predictor::measurements::undisturbed;
 use laud_predictor::workload::{Cache, Op, Sample, Workload};
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// What came of timing one call.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Its time.
-    Measured(Sample),
+    /// Its time, and what the anchors took meanwhile.
+    Measured(Sample, Pace),
     /// No time: the machine was slower than it can be all along. Worth another try.
     Slow(Workload),
     /// No time that can be believed, and why.
@@ -27,7 +29,7 @@ const HOPELESS: f64 = 0.15;
 /// A round that takes this many times as long as the median round was disturbed; its times are not counted.
 const DISTURBED: f64 = 1.25;
 
-/// How fast the machine is at the moment: two calls that are timed in every round.
+/// How fast the machine is at the moment: three calls that are timed in every round.
 ///
 /// A machine that others share can be slower for seconds, and all calls of a set alike: neither repeats nor medians show
 /// it. A round counts while its anchors take about what they take in good moments.
@@ -38,7 +40,9 @@ pub struct Anchors {
     slack_ns: f64,
 }
 
-const ANCHORS: usize = 2;
+const ANCHORS: usize = 3;
+/// Nanoseconds of each anchor.
+pub type Pace = [f64; ANCHORS];
 /// Rounds that are remembered.
 const REMEMBERED: usize = 4096;
 /// Share of the rounds that are good moments.
@@ -46,7 +50,7 @@ const GOOD: f64 = 0.25;
 /// Steps of a GPU's clock: times of calls that are not much longer differ by that.
 const GPU_CLOCK_NS: f64 = 1000.0;
 /// In a round that counts, anchors take at most this many times what they take in good moments.
-const SLOW: f64 = 1.1;
+const SLOW: [f64; ANCHORS] = [1.1, 1.1, 1.2];
 
 impl Anchors {
     /// On a device of this kind.
@@ -55,15 +59,20 @@ impl Anchors {
         Self { slack_ns, ..Self::default() }
     }
 
-    /// One that multiplies, with everything in the caches, and one that reads a megabyte of weights from memory.
+    /// One that multiplies, with everything in the caches, one that reads a megabyte of weights from memory, and one that
+    /// reads four megabytes that were just written: from the outermost cache, unless others fill it.
     fn workloads(of: &Workload) -> [Workload; ANCHORS] {
-        let call = |side, c, cache| Workload {
+        let call = |op, side, c, cache| Workload {
             threads: of.threads,
             dtype: of.dtype,
             cache,
-            ..Workload::new(Op::GatherGemm, side, side, c, c)
+            ..Workload::new(op, side, side, c, c)
         };
-        [call(14, 128, Cache::Warm), call(2, 512, Cache::Cold)]
+        [
+            call(Op::GatherGemm, 14, 128, Cache::Warm),
+            call(Op::GatherGemm, 2, 512, Cache::Cold),
+            call(Op::MeanPool, 32, 1024, Cache::Warm),
+        ]
     }
 
     fn note(&mut self, round: &[u64]) {
@@ -75,32 +84,47 @@ impl Anchors {
         }
     }
 
-    /// What each anchor takes at most in a round that counts, nanoseconds.
-    fn limits(&self) -> [f64; ANCHORS] {
-        self.past.each_ref().map(|past| {
-            let mut sorted: Vec<u64> = past.iter().copied().collect();
+    /// Tells measurements whose pace turned out to be that of a slow machine, by all rounds since.
+    pub fn tells_slow(&self) -> impl Fn(&Pace) -> bool + use<> {
+        let limits = self.limits();
+        move |pace| pace.iter().zip(limits).any(|(&ns, limit)| ns > limit)
+    }
+
+    /// What each anchor takes at most in a round that counts.
+    fn limits(&self) -> Pace {
+        std::array::from_fn(|i| {
+            let mut sorted: Vec<u64> = self.past[i].iter().copied().collect();
             sorted.sort_unstable();
             let good = sorted.get((GOOD * sorted.len() as f64) as usize);
-            good.map_or(f64::INFINITY, |&ns| SLOW * ns as f64 + self.slack_ns)
+            good.map_or(f64::INFINITY, |&ns| SLOW[i] * ns as f64 + self.slack_ns)
         })
     }
 }
 
-/// Multiply-accumulates above which a call is long enough to bring its own code.
+/// Multiply-accumulates above which a call is long enough to bring its own code, and below which its time is that of the
+/// clock and of where its operands happen to lie.
 const LONG_MACS: f64 = 2e7;
+const SHORT_MACS: f64 = 2e5;
+/// Calls that the time of a very short one is the mean of.
+const TOGETHER: usize = 4;
 
-/// The calls of a round, and where among them those of the set are: behind the anchors, each short one behind a twin with
-/// weights of its own. In a network its code would have run a few layers before; behind whatever else there is in a set, a
-/// call of a few microseconds takes up to several times as long.
-fn in_order(set: &[Workload]) -> (Vec<Workload>, Vec<usize>) {
+/// The calls of a round, and which of them are timed for the anchors and for each call of the set: a long one once, a
+/// short one behind a twin with weights of its own, a very short one as the mean of several twins. In a network its code
+/// would have run a few layers before; behind whatever else there is in a set, a call of a few microseconds takes up to
+/// several times as long.
+fn in_order(set: &[Workload]) -> (Vec<Workload>, Vec<Range<usize>>) {
     let mut calls: Vec<Workload> = set.first().map(Anchors::workloads).into_iter().flatten().collect();
-    let mut at = Vec::new();
+    let mut timed: Vec<_> = (0..calls.len()).map(|i| i..i + 1).collect();
     for &workload in set {
-        let twins = if workload.macs() < LONG_MACS { 2 } else { 1 };
-        calls.extend(std::iter::repeat_n(workload, twins));
-        at.push(calls.len() - 1);
+        let (ahead, together) = match workload.macs() {
+            macs if macs >= LONG_MACS => (0, 1),
+            macs if macs >= SHORT_MACS => (1, 1),
+            _ => (1, TOGETHER),
+        };
+        calls.extend(std::iter::repeat_n(workload, ahead + together));
+        timed.push(calls.len() - together..calls.len());
     }
-    (calls, at)
+    (calls, timed)
 }
 
 /// Times the calls of one set in turns, round after round, so that a disturbance hits all alike.
@@ -117,39 +141,40 @@ pub fn time(prober: &mut dyn Prober, set: &[Workload], anchors: &mut Anchors) ->
         if round < WARM_UP {
             continue;
         }
-        anchors.note(&ns);
-        rounds.push(ns.clone());
+        let mean = |calls: &Range<usize>| ns[calls.clone()].iter().sum::<u64>() / calls.len() as u64;
+        rounds.push(timed.iter().map(mean).collect());
+        anchors.note(&rounds[rounds.len() - 1]);
         if rounds.len() >= ROUNDS && rounds.len().is_multiple_of(3) {
-            let kept = undisturbed(&rounds, anchors);
-            let sure = |i: usize| relative_mad(&kept, i) <= UNSURE;
-            if kept.len() >= ROUNDS && timed.iter().all(|&i| sure(i)) {
+            let kept = counted(&rounds, anchors);
+            let sure = |i: usize| spread(&kept, i).share <= UNSURE;
+            if kept.len() >= ROUNDS && (ANCHORS..timed.len()).all(sure) {
                 break;
             }
         }
     }
-    let kept = undisturbed(&rounds, anchors);
+    let kept = counted(&rounds, anchors);
+    let pace = std::array::from_fn(|i| median(kept.iter().map(|round| round[i] as f64).collect()));
     let outcome = |i: usize| {
-        let workload = drawn[i];
+        let workload = drawn[timed[i].start];
         if kept.len() < ROUNDS {
             return Outcome::Slow(workload);
         }
-        let (median_ns, mad_ns) = spread(&kept, i);
-        let sample = Sample { workload, median_ns, mad_ns, repeats: kept.len() as u32 };
-        let share = mad_ns / median_ns;
+        let Spread { quick_ns, mad_ns, share } = spread(&kept, i);
+        let sample = Sample { workload, median_ns: quick_ns, mad_ns, repeats: kept.len() as u32 };
         if share.is_nan() || share > HOPELESS {
             let why = format!("the times of {} rounds deviate by {:.0} %", kept.len(), 100.0 * share);
             return Outcome::Dropped(workload, why);
         }
         match sample.check() {
-            Ok(()) => Outcome::Measured(sample),
+            Ok(()) => Outcome::Measured(sample, pace),
             Err(error) => Outcome::Dropped(workload, error.to_string()),
         }
     };
-    Ok(timed.into_iter().map(outcome).collect())
+    Ok((ANCHORS..timed.len()).map(outcome).collect())
 }
 
 /// Rounds that took about as long as most, at good moments of the machine.
-fn undisturbed<'r>(rounds: &'r [Vec<u64>], anchors: &Anchors) -> Vec<&'r Vec<u64>> {
+fn counted<'r>(rounds: &'r [Vec<u64>], anchors: &Anchors) -> Vec<&'r Vec<u64>> {
     let limits = anchors.limits();
     let good = |round: &&Vec<u64>| round.iter().zip(limits).all(|(&ns, limit)| ns as f64 <= limit);
     let total = |round: &[u64]| round.iter().sum::<u64>() as f64;
@@ -159,16 +184,20 @@ fn undisturbed<'r>(rounds: &'r [Vec<u64>], anchors: &Anchors) -> Vec<&'r Vec<u64
     kept
 }
 
-fn relative_mad(rounds: &[&Vec<u64>], i: usize) -> f64 {
-    let (median, mad) = spread(rounds, i);
-    mad / median
+/// The times of one call.
+struct Spread {
+    /// See [`undisturbed`].
+    quick_ns: f64,
+    /// Median absolute deviation from the median of all rounds, and its share of that.
+    mad_ns: f64,
+    share: f64,
 }
 
-/// Median and median absolute deviation of call `i`.
-fn spread(rounds: &[&Vec<u64>], i: usize) -> (f64, f64) {
+fn spread(rounds: &[&Vec<u64>], i: usize) -> Spread {
     let times: Vec<f64> = rounds.iter().map(|round| round[i] as f64).collect();
     let middle = median(times.clone());
-    (middle, median(times.iter().map(|time| (time - middle).abs()).collect()))
+    let mad_ns = median(times.iter().map(|time| (time - middle).abs()).collect());
+    Spread { quick_ns: undisturbed(times), mad_ns, share: mad_ns / middle }
 }
 
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
@@ -201,8 +230,8 @@ mod tests {
         fn round(&mut self, ns: &mut [u64]) -> Result<()> {
             self.1 += 1;
             for (i, ns) in ns.iter_mut().enumerate() {
-                // Calls of a set come behind twins.
-                *ns = (self.0)(self.1, i.checked_sub(ANCHORS).map_or(ANCHOR, |i| i / 2));
+                // Calls of a set come behind twins, and several together.
+                *ns = (self.0)(self.1, i.checked_sub(ANCHORS).map_or(ANCHOR, |i| i / (1 + TOGETHER)));
             }
             Ok(())
         }
@@ -217,7 +246,7 @@ mod tests {
         let mut script = Script(|round, _| if round % 4 == 0 { 9000 } else { 1000 }, 0);
         let outcomes = time(&mut script, &two(), &mut Anchors::default()).unwrap();
         for outcome in outcomes {
-            let Outcome::Measured(sample) = outcome else { panic!("{outcome:?}") };
+            let Outcome::Measured(sample, _) = outcome else { panic!("{outcome:?}") };
             assert_eq!((sample.median_ns, sample.mad_ns), (1000.0, 0.0));
             assert!(sample.repeats as usize >= ROUNDS);
         }
@@ -229,7 +258,7 @@ mod tests {
         let mut script = Script(|round, i| if i == 0 { unsteady[round as usize % 5] } else { 50_000 }, 0);
         let outcomes = time(&mut script, &two(), &mut Anchors::default()).unwrap();
         assert!(matches!(&outcomes[0], Outcome::Dropped(_, why) if why.contains("deviate")));
-        assert!(matches!(&outcomes[1], Outcome::Measured(sample) if sample.median_ns == 50_000.0));
+        assert!(matches!(&outcomes[1], Outcome::Measured(sample, _) if sample.median_ns == 50_000.0));
     }
 
     #[test]
@@ -242,7 +271,7 @@ mod tests {
         while script.1 < 100 {
             for outcome in time(&mut script, &two(), &mut anchors).unwrap() {
                 times.push(match outcome {
-                    Outcome::Measured(sample) => Some(sample.median_ns),
+                    Outcome::Measured(sample, _) => Some(sample.median_ns),
                     Outcome::Slow(_) => None,
                     Outcome::Dropped(_, why) => panic!("{why}"),
                 });

@@ -6,10 +6,11 @@ use crate::plan::{Activity, ExecutionPlan, Route, Setting, lower, network_ns};
 use crate::{Output, Session};
 use anyhow::{Context, Result};
 use laud_models::{NetSpec, SqueezePooling};
+use laud_predictor::measurements::undisturbed;
 use laud_predictor::profile::Profile;
 use serde::Serialize;
 
-/// What verifying a plan found. Times are medians, microseconds.
+/// What verifying a plan found. Times are [`undisturbed`] ones, as those that a profile is made of, in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Regret {
     /// Network.
@@ -101,10 +102,8 @@ pub fn verify(
             }
         }
     }
-    let median = |of: &dyn Fn(&Trace) -> u64, traces: &[Trace]| {
-        let mut times: Vec<u64> = traces.iter().map(of).collect();
-        times.sort_unstable();
-        times[times.len() / 2] as f64 / 1e3
+    let quick = |of: &dyn Fn(&Trace) -> u64, traces: &[Trace]| {
+        undisturbed(traces.iter().map(|trace| of(trace) as f64 / 1e3).collect())
     };
     let mut networks = Vec::new();
     let mut predicted_blocks = Vec::new();
@@ -117,7 +116,7 @@ pub fn verify(
         let ns = network_ns(profile, lowered.calls());
         networks.push(WholeRegret {
             name: name.clone(),
-            measured_us: median(&|trace| trace.total_ns(), traces),
+            measured_us: quick(&|trace| trace.total_ns(), traces),
             predicted_us: ns / 1e3,
         });
         predicted_blocks
@@ -140,7 +139,7 @@ pub fn verify(
             let side = setting.granularity(plan);
             if dense { "dense".to_owned() } else { format!("gather {side}×{side}") }
         };
-        let time = |traces: &[Trace]| median(&|trace| trace.blocks[i].total_ns(), traces);
+        let time = |traces: &[Trace]| quick(&|trace| trace.blocks[i].total_ns(), traces);
         let measured: Vec<(String, f64)> = contestants
             .iter()
             .zip(&traces)
