@@ -1,5 +1,7 @@
 //! How close does gather_gemm come to the machine's peak at the shapes of ResNet-50 and RegNet-Y-800MF, and does it stay
-//! there when only half of the rows or channels are active, or when all are of a filter that is laid out for some?
+//! there when only half of the rows or channels are active, or when all are of a filter that is laid out for some? And would
+//! it pay to copy what half of the rows read into a dense matrix first ("copied"), or to multiply with one that is already
+//! there ("there")?
 //!
 //! `cargo bench --bench gather_gemm [-- THREADS]`
 
@@ -7,6 +9,7 @@ mod common;
 
 use laud_kernels::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Placement, Scratch};
 use laud_kernels::{Act, ActiveSet, Channels, ConvGeometry, Extent, Isa, Rows, Team};
+use std::sync::Mutex;
 
 fn main() {
     let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
@@ -14,8 +17,8 @@ fn main() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
     println!("{} threads, {}", threads, isa.name());
     println!(
-        "{:>32} {:>10} {:>10} {:>10} {:>10}  GFLOP/s (useful)",
-        "shape", "dense", "½ rows", "½ channels", "in units"
+        "{:>32} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  GFLOP/s (useful)",
+        "shape", "dense", "½ rows", "½ channels", "in units", "copied", "there"
     );
     for (side, c_in, c_out, kernel, stride, width) in [
         (56, 64, 64, 1, 1, 64),
@@ -69,7 +72,8 @@ fn main() {
             let filter = |_| Filter::<f32>::pack(isa, &spec(group)).expect("a valid filter");
             (0..copies).map(filter).collect::<Vec<_>>()
         };
-        let filters = [pack(None), pack(None), pack(Some(8)), pack(Some(8))];
+        // What is compared reads the same memory.
+        let (plain, units) = (pack(None), pack(Some(8)));
         let x = vec![0.5f32; input.pixels() * c_in];
         let (all_rows, all_in, all_out) =
             (Rows::all(1, output.pixels()), Channels::all(c_in), Channels::all(c_out));
@@ -98,8 +102,14 @@ fn main() {
         let flops = sets.map(|set| {
             2.0 * (set.rows.len() * set.c_in.count(0) * set.c_out.count(0) * kernel * kernel / groups) as f64
         });
+        let taps = kernel * kernel;
+        let flat = FilterSpec { geometry: ConvGeometry::pointwise(output, taps * c_in, c_out), ..spec(None) };
+        let pack_flat = |_| Filter::<f32>::pack(isa, &flat).expect("a valid filter");
+        let flat_filters: Vec<_> =
+            (0..if groups == 1 && !geometry.is_pointwise() { copies } else { 0 }).map(pack_flat).collect();
+        let flat_in = Channels::all(taps * c_in);
         let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
-        for (set, filters) in sets.into_iter().zip(&filters) {
+        for (set, filters) in sets.into_iter().zip([&plain, &plain, &units, &units]) {
             let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
             let mut y = vec![0.0f32; output.pixels() * c_out];
             let (x, pool) = (&x, &pool);
@@ -124,12 +134,75 @@ fn main() {
                 });
             }));
         }
+        if groups == 1 {
+            for copies in [true, false] {
+                let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
+                let mut y = vec![0.0f32; output.pixels() * c_out];
+                let mut matrix = vec![0.0f32; half_rows.len() * taps * c_in];
+                let (x, pool, rows) = (&x, &pool, &half_rows);
+                let filters = if !geometry.is_pointwise() { &flat_filters } else { &plain };
+                let (all_in, all_out) = (&flat_in, &all_out);
+                let mut turn = 0;
+                candidates.push(Box::new(move || {
+                    Team::scope(Some(pool), |team| {
+                        for _ in 0..8 {
+                            turn = (turn + 1) % filters.len();
+                            if copies {
+                                copy(team, &geometry, rows, x, &mut matrix);
+                            }
+                            let call = GatherGemm {
+                                active: ActiveSet { rows, c_in: all_in, c_out: all_out },
+                                input: &matrix[..],
+                                input_rows: Placement::Compact,
+                                output: &mut y[..],
+                                output_rows: Placement::Natural,
+                                residual: false,
+                                act: Act::Relu,
+                            };
+                            gather_gemm::run(isa, team, &filters[turn], &mut scratch, call)
+                                .expect("operands fit");
+                        }
+                    });
+                }));
+            }
+        }
         let times = common::interleave(&mut candidates, 9, 4e6);
         let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
+        let explicit = |i: usize| match times.get(i) {
+            Some(time) => format!("{:.0}", 8.0 * flops[1] / time.median_ns),
+            None => "–".to_owned(),
+        };
         let grouped = if groups > 1 { format!(", {groups} groups") } else { String::new() };
         let shape = format!("{side}²×{c_in} → {c_out}, {kernel}×{kernel}/{stride}{grouped}");
         let noise = common::noise(&times);
         let [dense, rows, channels, grouped] = [0, 1, 2, 3].map(rate);
-        println!("{shape:>32} {dense:10.0} {rows:10.0} {channels:10.0} {grouped:10.0}  ± {noise:.1} %");
+        println!(
+            "{shape:>32} {dense:10.0} {rows:10.0} {channels:10.0} {grouped:10.0} {:>10} {:>10}  ± {noise:.1} %",
+            explicit(4),
+            explicit(5)
+        );
     }
+}
+
+/// What every row of the product reads, `[rows, taps, c_in]`; zeros outside of the map.
+fn copy(team: &mut Team, g: &ConvGeometry, rows: &Rows, x: &[f32], matrix: &mut [f32]) {
+    let width = g.kernel * g.kernel * g.c_in;
+    let pieces = 4 * team.threads();
+    let each = rows.len().div_ceil(pieces).max(1);
+    let shares: Vec<_> = matrix.chunks_mut(each * width).map(Mutex::new).collect();
+    team.for_each(shares.len(), |piece, _| {
+        let mut share = shares[piece].lock().expect("nobody panics");
+        for (i, row) in share.chunks_exact_mut(width).enumerate() {
+            let pixel = rows.pixel(piece * each + i);
+            let (oy, ox) = (pixel / g.output.w, pixel % g.output.w);
+            for (tap, to) in row.chunks_exact_mut(g.c_in).enumerate() {
+                let y = (oy * g.stride + tap / g.kernel).wrapping_sub(g.pad_top);
+                let x_at = (ox * g.stride + tap % g.kernel).wrapping_sub(g.pad_left);
+                match y < g.input.h && x_at < g.input.w {
+                    true => to.copy_from_slice(&x[(y * g.input.w + x_at) * g.c_in..][..g.c_in]),
+                    false => to.fill(0.0),
+                }
+            }
+        }
+    });
 }
