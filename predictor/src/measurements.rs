@@ -181,6 +181,14 @@ flat! {
 mod tests {
     use super::*;
 
+    #[test]
+    fn undisturbed_times_are_the_middle_of_the_quickest_third() {
+        assert_eq!(undisturbed(vec![9.0, 1.0, 50.0, 2.0, 70.0, 3.0, 60.0, 80.0, 40.0]), 2.0);
+        assert_eq!(undisturbed(vec![5.0, 1.0, 3.0, 9.0]), 2.0);
+        assert_eq!(undisturbed(vec![7.0]), 7.0);
+        assert!(undisturbed(Vec::new()).is_nan());
+    }
+
     fn sample() -> Sample {
         let workload = Workload {
             c_in_active: 21.5,

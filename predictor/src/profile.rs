@@ -256,6 +256,19 @@ mod tests {
             .collect()
     }
 
+    #[test]
+    fn second_visits_are_compared_with_the_first() {
+        let mut samples = samples(10);
+        assert_eq!(visits_differ(&samples), None);
+        let mut again = samples[3];
+        again.median_ns *= 1.1;
+        let mut other = samples[4];
+        other.median_ns *= 0.7;
+        samples.extend([again, other]);
+        let differ = visits_differ(&samples).unwrap();
+        assert!((differ - 0.2).abs() < 1e-9, "{differ}");
+    }
+
     fn header() -> Header {
         Header {
             kernel_hash: "abc".to_owned(),

@@ -4,7 +4,7 @@
 //! A grid is launched for everything that could be active, up to a few thread blocks a multiprocessor; counts are read on
 //! the device, and what finds nothing to do ends. Tiles are chosen by what could be active, their number by what is.
 
-use super::{Kind, Sizes, Work};
+use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::{DType, Op, Route, Workload};
 
@@ -51,10 +51,6 @@ const PATCH: u32 = 4;
 /// Elements of a vector of 16 bytes.
 fn vector(dtype: DType) -> u32 {
     16 / dtype.bytes()
-}
-
-fn flag(is: bool) -> f64 {
-    f64::from(u8::from(is))
 }
 
 /// `a / b` rounded up.

@@ -1,7 +1,7 @@
 //! The CPU's depthwise convolution: neighbouring pixels in groups × vectors of channels; see `kernels/depthwise`.
 
 use super::pooling::share_of;
-use super::{Kind, Sizes, Work};
+use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::{Route, Workload};
 
@@ -28,7 +28,6 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     let lanes = f64::from(facts.lanes);
     let vectors = (w.c_out_active / lanes).ceil();
-    let flag = |is: bool| f64::from(u8::from(is));
     let listed = flag(w.c_out_listed);
     let runs = f64::from(w.runs);
     let length = s.rows / runs.max(1.0);

@@ -1,6 +1,6 @@
 //! The CPU's gather_gemm: blocks of rows × panels of columns, each in tiles; see `kernels/gather_gemm`.
 
-use super::{Kind, Sizes, Work};
+use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::{Route, Workload};
 
@@ -129,7 +129,6 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let per_step = panels.whole * tile_cycles(vectors) + panels.narrow * tile_cycles(panels.narrow_vectors);
     let compute = if w.rows == 0 { 0.0 } else { all_tiles * steps * per_step * share };
     let tile_panels = all_tiles * panels.all() * share;
-    let flag = |is: bool| f64::from(u8::from(is));
     let (deep, while_multiplying, packed) = (flag(w.kernel > 1), flag(units), flag(packs));
     let grouped = flag(w.groups > 1);
     work.add(

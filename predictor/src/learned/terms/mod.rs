@@ -13,6 +13,16 @@ use super::Parts;
 use crate::workload::{Cache, Op, Workload};
 use crate::{DeviceFacts, DeviceKind};
 
+/// 1 where something is, 0 where it is not.
+fn flag(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+/// Bytes of the cache that a core has to itself; a usual size where nobody says.
+fn near_bytes(facts: &DeviceFacts) -> f64 {
+    if facts.l2_bytes == 0 { 1048576.0 } else { facts.l2_bytes as f64 }
+}
+
 /// What an amount of work is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -186,9 +196,8 @@ impl Sizes {
             Op::Linear | Op::SqueezeExcite => w.c_in_active * w.c_out_active * 4.0,
             _ => 0.0,
         };
-        let near = if facts.l2_bytes == 0 { 1048576.0 } else { facts.l2_bytes as f64 };
         let all = input + output + weights;
-        let outside = (1.0 - near * threads / all.max(1.0)).max(0.0);
+        let outside = (1.0 - near_bytes(facts) * threads / all.max(1.0)).max(0.0);
         let share = 1.0 / threads.min(f64::from(facts.cores)).max(1.0);
         let cold = f64::from(u8::from(w.cache == Cache::Cold));
         Self { rows, taps, input, reached, output, weights, outside, share, cold, threads }

@@ -1,7 +1,7 @@
 //! Kernels that pass over a map for one value a channel or a cell, and squeeze-excitation, which begins with that; see
 //! `kernels/{mean_pool,max_pool,squeeze_excite,gate}`.
 
-use super::{Kind, Sizes, Work};
+use super::{Kind, Sizes, Work, flag, near_bytes};
 use crate::DeviceFacts;
 use crate::workload::{Op, Workload};
 
@@ -26,10 +26,6 @@ pub(super) fn share_of(chunks: f64, s: &Sizes) -> f64 {
     ((chunks * s.share).ceil() / chunks.max(1.0)).max(s.share)
 }
 
-fn flag(is: bool) -> f64 {
-    f64::from(u8::from(is))
-}
-
 pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     match w.op {
@@ -47,8 +43,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
 /// Bytes of the map, and of those the share outside of a core's cache.
 fn map_bytes(w: &Workload, facts: &DeviceFacts, s: &Sizes) -> (f64, f64) {
     let bytes = w.pixels() as f64 * f64::from(w.c_in) * f64::from(w.dtype.bytes());
-    let near = if facts.l2_bytes == 0 { 1048576.0 } else { facts.l2_bytes as f64 };
-    (bytes, (1.0 - near * s.threads / bytes.max(1.0)).max(0.0))
+    (bytes, (1.0 - near_bytes(facts) * s.threads / bytes.max(1.0)).max(0.0))
 }
 
 fn means(w: &Workload, facts: &DeviceFacts, s: &Sizes, work: &mut Work) {

@@ -1,7 +1,7 @@
 //! A matrix times vectors, lists from decisions, and kernels that copy; see `kernels/{gate,compact,shortcut,layout}`.
 
 use super::pooling::share_of;
-use super::{Kind, Sizes, Work};
+use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::{Op, Workload};
 
@@ -13,10 +13,6 @@ const WORD: f64 = 64.0;
 /// Time of a byte from memory and of a multiply-add of vectors, of current server CPUs: which of them the other waits for.
 const MEMORY_NS_PER_BYTE: f64 = 0.08;
 const STEP_NS: f64 = 0.25;
-
-fn flag(is: bool) -> f64 {
-    f64::from(u8::from(is))
-}
 
 pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
