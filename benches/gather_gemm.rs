@@ -109,9 +109,21 @@ fn main() {
             (0..if groups == 1 && !geometry.is_pointwise() { copies } else { 0 }).map(pack_flat).collect();
         let flat_in = Channels::all(taps * c_in);
         let mut candidates: Vec<Box<dyn FnMut() + '_>> = Vec::new();
-        for (set, filters) in sets.into_iter().zip([&plain, &plain, &units, &units]) {
+        let mut calls: Vec<_> = sets
+            .into_iter()
+            .zip([&plain, &plain, &units, &units])
+            .map(|(set, filters)| (set, filters, Input::Gathered))
+            .collect();
+        if groups == 1 {
+            let set = ActiveSet { rows: &half_rows, c_in: &flat_in, c_out: &all_out };
+            let filters = if geometry.is_pointwise() { &plain } else { &flat_filters };
+            calls.extend([Input::Copied, Input::There].map(|input| (set, filters, input)));
+        }
+        for (set, filters, from) in calls {
             let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
             let mut y = vec![0.0f32; output.pixels() * c_out];
+            let gathers = from == Input::Gathered;
+            let mut matrix = vec![0.0f32; if gathers { 0 } else { half_rows.len() * taps * c_in }];
             let (x, pool) = (&x, &pool);
             let mut turn = 0;
             candidates.push(Box::new(move || {
@@ -119,10 +131,17 @@ fn main() {
                 Team::scope(Some(pool), |team| {
                     for _ in 0..8 {
                         turn = (turn + 1) % filters.len();
+                        if from == Input::Copied {
+                            copy(team, &geometry, set.rows, x, &mut matrix);
+                        }
+                        let (input, input_rows) = match gathers {
+                            true => (&x[..], Placement::Natural),
+                            false => (&matrix[..], Placement::Compact),
+                        };
                         let call = GatherGemm {
                             active: set,
-                            input: &x[..],
-                            input_rows: Placement::Natural,
+                            input,
+                            input_rows,
                             output: &mut y[..],
                             output_rows: Placement::Natural,
                             residual: false,
@@ -133,38 +152,6 @@ fn main() {
                     }
                 });
             }));
-        }
-        if groups == 1 {
-            for copies in [true, false] {
-                let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
-                let mut y = vec![0.0f32; output.pixels() * c_out];
-                let mut matrix = vec![0.0f32; half_rows.len() * taps * c_in];
-                let (x, pool, rows) = (&x, &pool, &half_rows);
-                let filters = if !geometry.is_pointwise() { &flat_filters } else { &plain };
-                let (all_in, all_out) = (&flat_in, &all_out);
-                let mut turn = 0;
-                candidates.push(Box::new(move || {
-                    Team::scope(Some(pool), |team| {
-                        for _ in 0..8 {
-                            turn = (turn + 1) % filters.len();
-                            if copies {
-                                copy(team, &geometry, rows, x, &mut matrix);
-                            }
-                            let call = GatherGemm {
-                                active: ActiveSet { rows, c_in: all_in, c_out: all_out },
-                                input: &matrix[..],
-                                input_rows: Placement::Compact,
-                                output: &mut y[..],
-                                output_rows: Placement::Natural,
-                                residual: false,
-                                act: Act::Relu,
-                            };
-                            gather_gemm::run(isa, team, &filters[turn], &mut scratch, call)
-                                .expect("operands fit");
-                        }
-                    });
-                }));
-            }
         }
         let times = common::interleave(&mut candidates, 9, 4e6);
         let rate = |i: usize| 8.0 * flops[i] / times[i].median_ns;
@@ -182,6 +169,17 @@ fn main() {
             explicit(5)
         );
     }
+}
+
+/// Where the operands of a product come from.
+#[derive(Clone, Copy, PartialEq)]
+enum Input {
+    /// From the map, while they are loaded.
+    Gathered,
+    /// From a dense matrix that is filled first.
+    Copied,
+    /// From a dense matrix that somebody else filled.
+    There,
 }
 
 /// What every row of the product reads, `[rows, taps, c_in]`; zeros outside of the map.
