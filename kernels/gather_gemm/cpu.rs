@@ -6,26 +6,33 @@ use super::panel::{place, prepare, reduce};
 use super::rows::point;
 use super::scratch::Scratch;
 use super::{Filter, GatherGemm};
-use crate::{Element, Isa, Result, Team};
+use crate::{ConvGeometry, Element, Isa, Result, Team};
 use std::ops::Range;
 
 /// Rows whose pointers are set up together; their input stays in the second-level cache while panels pass by.
 pub(crate) const BLOCK_ROWS: usize = 144;
-/// With some columns active, up to this many rows are one block: their inputs are few, the columns come from far.
+/// Where panels are packed, up to this many rows are one block: their inputs are few, the columns come from far.
 pub(super) const FEW_ROWS: usize = 250;
 /// Weights up to this size stay in the second-level cache next to a block of rows.
 const RESIDENT_BYTES: usize = 320 << 10;
+/// Maps of this many pixels have filters in units packed.
+const PACKED_PIXELS: usize = 1024;
 /// Chunks for each thread, so that a thread that is held up does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 4;
 
 /// Rows that share their active channels.
 pub(super) struct Job<'a> {
+    pub(super) sample: usize,
     rows: Range<usize>,
     pub(super) c_in: Option<&'a [u32]>,
     pub(super) c_out: Option<&'a [u32]>,
     /// Tiles, which share the rows evenly, and pieces these are cut into.
     tiles: usize,
     blocks: usize,
+    /// Units are packed although they could be met where they lie.
+    pub(super) packs: bool,
+    /// Columns that are met at a time.
+    pub(super) width: usize,
     /// Panels, or runs of active columns as wide as one.
     columns: usize,
     /// Pieces these are cut into.
@@ -106,19 +113,24 @@ fn job<'a, E: Element>(
             some(active.c_out.sample(n), g.c_out),
         ),
     };
+    let count = |list: Option<&[u32]>, all| list.map_or(all, <[u32]>::len);
+    let packs = filter.units && packs_units(g);
+    let tile = if filter.units && !packs { filter.units_tile } else { filter.tile };
+    let width = tile.columns;
     let columns = match g.groups {
-        1 => c_out.map_or(g.c_out, <[u32]>::len).div_ceil(filter.panel_width),
+        1 => count(c_out, g.c_out).div_ceil(width),
         _ => filter.panels.len(),
     };
+    let job = Job { sample: n, rows, c_in, c_out, tiles: 0, blocks: 0, packs, width, columns, parts: 0 };
+    let rows = &job.rows;
     if rows.is_empty() || columns == 0 {
-        return Job { rows, c_in, c_out, tiles: 0, blocks: 0, columns: 0, parts: 0 };
+        return job;
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
-    let packs = c_out.is_some() && !filter.units;
+    let packs = packs || c_out.is_some() && !filter.units;
     let block_rows = if packs && rows.len() <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS };
-    let tiles = rows.len().div_ceil(filter.max_rows);
+    let tiles = rows.len().div_ceil(tile.rows);
     let blocks = rows.len().div_ceil(block_rows);
-    let count = |list: Option<&[u32]>, all| list.map_or(all, <[u32]>::len);
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
     let blocks = if bytes <= RESIDENT_BYTES && !packs { blocks.max(wanted.min(tiles)) } else { blocks };
     // Every thread gets as many tiles of as many blocks as the others, or as many columns.
@@ -126,7 +138,14 @@ fn job<'a, E: Element>(
     let tiles = if tiles > 2 * turns { tiles.next_multiple_of(turns) } else { tiles };
     let blocks = if blocks > 1 { blocks.next_multiple_of(turns).min(tiles) } else { 1 };
     let parts = evenly(columns, wanted.div_ceil(blocks));
-    Job { rows, c_in, c_out, tiles, blocks, columns, parts }
+    Job { tiles, blocks, parts, ..job }
+}
+
+/// Whether a filter in units is packed for every call, a vector of columns from two units: then each row of the input is
+/// read once for twice as many columns, which pays where many rows meet what was packed. It depends on nothing that a
+/// schedule changes, because sums are rounded in another order.
+fn packs_units(g: &ConvGeometry) -> bool {
+    g.output.pixels() >= PACKED_PIXELS
 }
 
 /// Into how many pieces to cut `len` where `wanted` are: some more, if then all are as long.
@@ -188,7 +207,7 @@ fn run_chunk<E: Element>(
             bias: bias.as_ptr(),
             bias_stride: match (classes, packed) {
                 (false, _) => 0,
-                (true, true) => filter.panel_width,
+                (true, true) => job.width,
                 (true, false) => filter.bias_stride,
             },
             class: scratch.class.as_ptr(),

@@ -62,10 +62,9 @@ pub struct Filter<E> {
     pub(super) folded: bool,
     /// Panels are units, of which several are multiplied with at a time.
     pub(super) units: bool,
-    pub(super) lanes: usize,
-    /// Columns that are multiplied with at a time.
-    pub(super) panel_width: usize,
-    pub(super) max_rows: usize,
+    /// What is computed at once where panels are streamed, and where they are units.
+    pub(super) tile: Tile,
+    pub(super) units_tile: Tile,
 }
 
 /// Some consecutive columns of a filter and the input channels they read.
@@ -105,12 +104,12 @@ impl<E: Element> Filter<E> {
     ) -> Result<Self> {
         let g = spec.geometry;
         spec.check("filter")?;
-        let Tile { lanes, columns: panel_width, rows: max_rows } = tile(isa);
+        let (tile, deep) = (tile_for(isa, &g), tile(isa));
         let units = g.groups == 1
             && g.c_in.is_multiple_of(UNIT)
             && spec.group.is_some_and(|group| group.is_multiple_of(UNIT))
-            && panel_width.is_multiple_of(2 * UNIT);
-        let panels = if units { cut(&g, UNIT, UNIT) } else { cut(&g, lanes, panel_width) };
+            && deep.columns.is_multiple_of(2 * UNIT);
+        let panels = if units { cut(&g, UNIT, UNIT) } else { cut(&g, tile.lanes, tile.columns) };
         let taps = g.kernel * g.kernel;
         let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
         let mut data = zeroed(len + SLACK, "packed weights")?;
@@ -146,9 +145,8 @@ impl<E: Element> Filter<E> {
             output_constant,
             folded,
             units,
-            lanes,
-            panel_width: if units { panel_width / 2 } else { panel_width },
-            max_rows,
+            tile,
+            units_tile: Tile { columns: deep.columns / 2, ..deep },
         })
     }
 
@@ -279,10 +277,31 @@ pub struct Tile {
     pub rows: usize,
 }
 
-/// The GEMM tile of an instruction set.
+/// Reductions up to this long are short, on maps of at least so many pixels: what a tile does before and behind its
+/// reduction takes long then, and a wide one does it for less input.
+const SHORT: usize = 160;
+const MANY_PIXELS: usize = 784;
+
+/// The GEMM tile of a convolution.
+fn tile_for(isa: Isa, g: &ConvGeometry) -> Tile {
+    let [deep, wide] = tiles(isa);
+    let short = g.kernel * g.kernel * g.c_in <= SHORT && g.output.pixels() >= MANY_PIXELS;
+    if g.groups == 1 && short && g.c_out.is_multiple_of(wide.columns) { wide } else { deep }
+}
+
+/// The GEMM tile of an instruction set, for all but short reductions.
 pub fn tile(isa: Isa) -> Tile {
-    fn of<S: Simd>() -> Tile {
-        Tile { lanes: S::LANES, columns: S::LANES * S::NV, rows: S::MR }
+    tiles(isa)[0]
+}
+
+/// The usual tile, and the one for short reductions.
+fn tiles(isa: Isa) -> [Tile; 2] {
+    fn of<S: Simd>() -> [Tile; 2] {
+        [(S::NV, S::MR), S::WIDE].map(|(vectors, rows)| Tile {
+            lanes: S::LANES,
+            columns: S::LANES * vectors,
+            rows,
+        })
     }
     match isa.0 {
         #[cfg(target_arch = "x86_64")]

@@ -78,8 +78,8 @@ pub(super) struct PanelRows<E> {
     /// With `apart`, where every [`UNIT`] columns start; otherwise all are where row 0 starts, and rows are `stored`
     /// long.
     pub(super) units: [*const E; MAX_UNITS],
-    /// The row that each step of the reduction meets, with `apart` of each first step of [`UNIT`], the others follow;
-    /// null: rows follow each other.
+    /// The row that the first of every [`RUN`] steps of the reduction meets, with `apart` of every [`UNIT`]; the others
+    /// follow it. Null: all rows follow each other.
     pub(super) listed: *const u32,
     /// Units lie apart, in the order of [`unit_place`](super::filter::unit_place). Sums over even and odd rows are then
     /// kept side by side in twice as many lanes, and added at the end.
@@ -90,6 +90,8 @@ pub(super) struct PanelRows<E> {
 pub(super) const UNIT: usize = 8;
 /// Units that the widest tile meets at a time.
 pub(super) const MAX_UNITS: usize = 2;
+/// Steps of a reduction that are done at a time; where only some channels are met, these are neighbours.
+pub(super) const RUN: usize = 4;
 
 dispatch! {
     /// Computes a strip.
@@ -105,22 +107,22 @@ const PART: usize = 1152;
 
 #[inline(always)]
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
-    const { assert!(S::MR * S::NV * S::LANES <= 12 * 32) };
-    let row = |segment: usize| strip.segments.get(segment).map(|segment| segment.panel_row as usize);
+    const { assert!(S::MR * S::NV * S::LANES <= 12 * 32 && S::WIDE.0 * S::WIDE.1 <= S::MR * S::NV) };
     let depth = strip.segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize);
-    let parts = depth.div_ceil(PART).max(1);
-    let length = strip.segments.len().div_ceil(parts);
+    let length = strip.segments.len().div_ceil(depth.div_ceil(PART).max(1)).max(1);
+    let parts = strip.segments.len().div_ceil(length).max(1);
+    let first_step =
+        |part: usize| strip.segments.get(part * length).map_or(depth, |first| first.panel_row as usize);
     for part in 0..parts {
         let segments = &strip.segments[part * length..strip.segments.len().min((part + 1) * length)];
         let last = part + 1 == parts;
         let coming = match last {
-            false => Some((
-                strip.panel,
-                row((part + 1) * length).unwrap_or(depth)..row((part + 2) * length).unwrap_or(depth),
-            )),
-            true => strip.next.map(|next| (next, 0..row(length).unwrap_or(depth))),
+            false => Some((strip.panel, first_step(part + 1)..first_step(part + 2))),
+            true => strip.next.map(|next| (next, 0..first_step(1))),
         };
-        let mut ahead = Ahead::new(coming, strip.stored, strip.tiles * segments.len().max(1));
+        let turn = if strip.panel.apart { UNIT } else { RUN };
+        let turns: usize = segments.iter().map(|segment| (segment.inputs as usize).div_ceil(turn)).sum();
+        let mut ahead = Ahead::new(coming, strip.stored, strip.tiles * turns.max(1));
         // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
         unsafe { compute_part::<S, E>(strip, segments, (part == 0, last), parts > 1, &mut ahead) };
     }
@@ -140,6 +142,7 @@ unsafe fn compute_part<S: Simd, E: Element>(
     ahead: &mut Ahead<E>,
 ) {
     let last = ends.1;
+    let widest = S::NV.max(S::WIDE.0);
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
     let vectors = match strip.panel.apart {
         true => strip.columns.div_ceil(UNIT) * 2 * UNIT / S::LANES,
@@ -150,29 +153,29 @@ unsafe fn compute_part<S: Simd, E: Element>(
         let rows = height + usize::from(tile < taller);
         let sums = if keep { strip.sums.wrapping_add(first * vectors * S::LANES) } else { strip.sums };
         macro_rules! by_rows {
+            ($nv:literal: $($mr:literal)*) => {
+                match (strip.panel.apart, strip.panel.listed.is_null()) {
+                    (false, true) => by_rows!(STREAM, $nv: $($mr)*),
+                    (false, false) => by_rows!(RUNS, $nv: $($mr)*),
+                    (true, _) => by_rows!(UNITS, $nv: $($mr)*),
+                }
+            };
             ($gather:ident, $nv:literal: $($mr:literal)*) => {
                 match rows {
                     // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
                     $($mr => unsafe {
                         S::outlined(Tile::<E, $mr, $nv, $gather> { strip, segments, first, ahead, ends, sums })
                     },)*
-                    _ => unreachable!("a tile has 1..=12 rows"),
-                }
-            };
-            ($nv:literal) => {
-                match (strip.panel.apart, strip.panel.listed.is_null()) {
-                    (false, true) => by_rows!(STREAM, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
-                    (false, false) => by_rows!(ROWS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
-                    (true, _) => by_rows!(UNITS, $nv: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    _ => unreachable!("a tile has as many rows"),
                 }
             };
         }
         match vectors {
-            1 => by_rows!(1),
-            2 => by_rows!(2),
-            3 if S::NV >= 3 => by_rows!(3),
-            4 if S::NV >= 4 => by_rows!(4),
-            _ => unreachable!("a panel has 1..=S::NV vectors"),
+            1 => by_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+            2 => by_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+            3 if widest >= 3 => by_rows!(3: 1 2 3 4 5 6),
+            4 if widest >= 4 => by_rows!(4: 1 2 3 4 5 6),
+            _ => unreachable!("a panel has as many vectors as a tile"),
         }
         if last && !strip.whole() {
             // SAFETY: see above.
@@ -183,82 +186,77 @@ unsafe fn compute_part<S: Simd, E: Element>(
 }
 
 /// Progress through the rows of a panel that will be multiplied with soon.
-#[derive(Clone, Copy)]
 struct Ahead<E> {
     panel: PanelRows<E>,
-    /// Stored columns.
-    stored: usize,
-    /// Next cache line of a unit, row, or cache line to ask for.
+    /// Next cache line to ask for: of the panel's rows, or with a list of the listed ones; with units of each unit.
     at: usize,
     end: usize,
-    /// To ask for at every segment, so that the loads are spread over the multiplication.
+    /// To ask for at every turn of the reduction, so that the loads are spread over the multiplication.
     step: usize,
 }
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-impl<E> Ahead<E> {
-    /// Cache lines of [`UNIT`] rows of a unit.
-    const UNIT_LINES: usize = UNIT * UNIT * size_of::<E>() / LINE;
+/// Cache lines of some rows of a panel, or of a unit.
+const fn lines<E>(rows: usize, columns: usize) -> usize {
+    (rows * columns * size_of::<E>()).div_ceil(LINE)
+}
 
-    fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, requests: usize) -> Self {
+impl<E> Ahead<E> {
+    fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, turns: usize) -> Self {
         let nothing =
             PanelRows { units: [std::ptr::null(); MAX_UNITS], listed: std::ptr::null(), apart: false };
-        let (panel, rows) = coming.unwrap_or((nothing, 0..0));
-        let place = |row: usize| match (panel.apart, panel.listed.is_null()) {
-            (true, _) => row / UNIT * Self::UNIT_LINES,
-            (false, false) => row,
-            (false, true) => (row * stored * size_of::<E>()).div_ceil(LINE),
+        let (panel, steps) = coming.unwrap_or((nothing, 0..0));
+        let line = |step: usize| match (panel.apart, panel.listed.is_null()) {
+            (true, _) => step / UNIT * lines::<E>(UNIT, UNIT),
+            (false, false) => step / RUN * lines::<E>(RUN, stored),
+            (false, true) => lines::<E>(step, stored),
         };
-        let (at, end) = (place(rows.start), place(rows.end));
-        Ahead { panel, stored, at, end, step: (end - at).div_ceil(requests) }
+        let (at, end) = (line(steps.start), line(steps.end));
+        Ahead { panel, at, end, step: (end - at).div_ceil(turns) }
     }
 
-    /// Asks for some more of a panel that is met as `GATHER` says.
+    /// Asks for some more of a panel of `columns` stored columns that is met as `GATHER` says.
+    ///
+    /// Progress stays in memory: the loops around have no register to spare.
     ///
     /// # Safety
     /// Inside a function compiled for `S`; a list has the rows it was promised for.
     #[inline(always)]
-    unsafe fn ask<S: Simd, const GATHER: u8>(&mut self) {
-        let Ahead { panel: PanelRows { units, listed, .. }, stored, at, .. } = *self;
-        let end = self.end.min(at + self.step);
-        self.at = end;
-        let line = |unit: usize, element: usize, line: usize| {
-            units[unit].wrapping_add(element).cast::<u8>().wrapping_add(line * LINE)
-        };
-        // SAFETY: see above.
+    unsafe fn ask<S: Simd, const GATHER: u8>(&mut self, columns: usize) {
+        // SAFETY: see above; the field is valid for reading and writing.
         unsafe {
-            match GATHER {
-                UNITS => {
-                    for at in at..end {
-                        let row = *listed.add(at / Self::UNIT_LINES) as usize;
-                        for unit in 0..(stored / UNIT).min(MAX_UNITS) {
-                            S::prefetch_far(line(unit, row * UNIT, at % Self::UNIT_LINES));
-                        }
+            let at = (&raw const self.at).read_volatile();
+            let end = self.end.min(at + self.step);
+            if at >= end {
+                return;
+            }
+            (&raw mut self.at).write_volatile(end);
+            for at in at..end {
+                let (row, line) = match GATHER {
+                    STREAM => (0, at),
+                    RUNS => {
+                        let run = lines::<E>(RUN, columns);
+                        (*self.panel.listed.add(at / run) as usize * columns, at % run)
                     }
-                }
-                ROWS => {
-                    for at in at..end {
-                        let row = *listed.add(at) as usize;
-                        for of_row in 0..(stored * size_of::<E>()).div_ceil(LINE) {
-                            S::prefetch_far(line(0, row * stored, of_row));
-                        }
+                    _ => {
+                        let unit = lines::<E>(UNIT, UNIT);
+                        (*self.panel.listed.add(at / unit) as usize * UNIT, at % unit)
                     }
+                };
+                for unit in &self.panel.units[..if GATHER == UNITS { MAX_UNITS } else { 1 }] {
+                    S::prefetch_far(unit.wrapping_add(row).cast::<u8>().wrapping_add(line * LINE));
                 }
-                _ => (at..end).for_each(|at| S::prefetch_far(line(0, 0, at))),
             }
         }
     }
 }
 
-/// Steps of the reduction that a narrow tile does at a time.
-const UNROLL: usize = 4;
-
 /// Panel rows follow each other.
 const STREAM: u8 = 0;
-/// Panel rows are listed.
-const ROWS: u8 = 1;
+/// Panel rows are listed [`RUN`] at a time.
+const RUNS: u8 = 1;
 /// Panel rows are listed [`UNIT`] at a time and their units lie apart.
 const UNITS: u8 = 2;
 
@@ -281,8 +279,8 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Tile { strip, segments, first, ahead, ends: (start, last), sums } = self;
-        if MR > S::MR {
-            unreachable!("taller than the tile of this instruction set");
+        if MR * NV > S::MR * S::NV || GATHER == UNITS && NV * S::LANES > MAX_UNITS * 2 * UNIT {
+            unreachable!("larger than the tile of this instruction set");
         }
         // SAFETY: see above.
         unsafe {
@@ -306,12 +304,11 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 }
             }
             let taps = strip.taps.add(first * strip.n_taps);
-            let mut coming = *ahead;
+            let listed = if GATHER == STREAM { std::ptr::null() } else { strip.panel.listed };
             for segment in segments {
                 let starts = taps.add(segment.tap as usize * MR);
                 let a: [*const E; MR] = std::array::from_fn(|i| (*starts.add(i)).add(segment.c_in as usize));
                 let order = segment.panel_row as usize;
-                coming.ask::<S, GATHER>();
                 let mut b = strip.panel.units[0].wrapping_add(order * NV * S::LANES);
                 let inputs = segment.inputs as usize;
                 macro_rules! step {
@@ -326,20 +323,24 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                     };
                 }
                 let mut k = 0;
-                if NV == 1 && GATHER == STREAM {
-                    // Narrow tiles are bound by loads, also those of the pointers that have no register.
-                    while k + UNROLL <= inputs {
-                        step!(k, [S::load(b); NV]);
-                        step!(k + 1, [S::load(b.add(S::LANES)); NV]);
-                        step!(k + 2, [S::load(b.add(2 * S::LANES)); NV]);
-                        step!(k + 3, [S::load(b.add(3 * S::LANES)); NV]);
-                        b = b.wrapping_add(UNROLL * S::LANES);
-                        k += UNROLL;
+                while GATHER != UNITS && k + RUN <= inputs {
+                    ahead.ask::<S, GATHER>(NV * S::LANES);
+                    if GATHER == RUNS {
+                        let row = *listed.add((order + k) / RUN) as usize;
+                        b = strip.panel.units[0].wrapping_add(row * NV * S::LANES);
                     }
+                    step!(k, std::array::from_fn(|j| S::load(b.add(j * S::LANES))));
+                    step!(k + 1, std::array::from_fn(|j| S::load(b.add((NV + j) * S::LANES))));
+                    step!(k + 2, std::array::from_fn(|j| S::load(b.add((2 * NV + j) * S::LANES))));
+                    step!(k + 3, std::array::from_fn(|j| S::load(b.add((3 * NV + j) * S::LANES))));
+                    b = b.wrapping_add(RUN * NV * S::LANES);
+                    k += RUN;
                 }
                 while GATHER == UNITS && k < inputs {
-                    let row = *strip.panel.listed.add((order + k) / UNIT) as usize * UNIT;
+                    let place = (order + k) / UNIT;
+                    let row = *listed.add(place) as usize * UNIT;
                     let units: [*const E; MAX_UNITS] = std::array::from_fn(|i| strip.panel.units[i].add(row));
+                    ahead.ask::<S, GATHER>(NV * S::LANES);
                     for pair in 0..UNIT / 2 {
                         let columns: [S::V; NV] = std::array::from_fn(|j| {
                             let (unit, lane) = (j * S::LANES / (2 * UNIT), j * S::LANES % (2 * UNIT));
@@ -354,20 +355,12 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                     }
                     k += UNIT;
                 }
-                while k < inputs {
-                    let row = match GATHER {
-                        ROWS => {
-                            let row = *strip.panel.listed.add(order + k) as usize;
-                            strip.panel.units[0].add(row * NV * S::LANES)
-                        }
-                        _ => b,
-                    };
-                    step!(k, std::array::from_fn(|j| S::load(row.add(j * S::LANES))));
+                while GATHER == STREAM && k < inputs {
+                    step!(k, std::array::from_fn(|j| S::load(b.add(j * S::LANES))));
                     b = b.wrapping_add(NV * S::LANES);
                     k += 1;
                 }
             }
-            *ahead = coming;
             // Written out row by row: in a loop that the compiler does not unroll accumulators would live in memory.
             macro_rules! every_row {
                 ($row:ident) => { every_row!($row: 0 1 2 3 4 5 6 7 8 9 10 11) };

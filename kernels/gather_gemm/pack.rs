@@ -30,7 +30,9 @@ pub(super) struct Columns {
 }
 
 /// No panel is wider.
-const MAX_COLUMNS: usize = 32;
+const MAX_COLUMNS: usize = 64;
+/// Units that fill a packed panel.
+pub(super) const PACKED_UNITS: usize = MAX_COLUMNS / UNIT;
 /// Rows between a copy and the request for the line it will need.
 const AHEAD: usize = 12;
 
@@ -52,7 +54,7 @@ impl Columns {
             }
             let Panel { c_out, inputs, stored, offset, .. } = filter.panels[at];
             let last = columns.len.wrapping_sub(1);
-            if channel == next && columns.pieces[last].columns < filter.lanes {
+            if channel == next && columns.pieces[last].columns < filter.tile.lanes {
                 columns.pieces[last].columns += 1;
             } else {
                 columns.pieces[columns.len] = Piece { source: offset + channel - c_out, target, columns: 1 };
@@ -118,8 +120,67 @@ fn copy_set<S: Simd, E: Element>(
     }
 }
 
-/// As [`copy`] from a filter whose panels are units. It was not packed for such lists: speed is no concern.
-pub(super) fn copy_units<E: Element>(
+dispatch! {
+    /// As [`copy`] from a filter whose panels are units, of `units` side by side, where both lists name whole units.
+    pub(super) fn copy_units<E>(
+        filter: &Filter<E>,
+        units: &[usize; PACKED_UNITS],
+        inputs: Option<&[u32]>,
+        packed: &mut [E],
+        stored: usize,
+    ) = copy_units_set
+}
+
+#[inline(always)]
+fn copy_units_set<S: Simd, E: Element>(
+    filter: &Filter<E>,
+    units: &[usize; PACKED_UNITS],
+    inputs: Option<&[u32]>,
+    packed: &mut [E],
+    stored: usize,
+) {
+    let g = filter.geometry();
+    let (taps, rows) = (g.kernel * g.kernel, inputs.map_or(g.c_in, <[u32]>::len) / UNIT * UNIT);
+    // What a vector of one row takes from the units: two vectors of a pair of rows, which may lie in two units.
+    let vectors = stored / S::LANES;
+    let per_unit = 2 * UNIT / S::LANES;
+    let panel = |vector: usize| {
+        let (unit, lane) = (vector / per_unit, vector % per_unit * S::LANES);
+        &filter.data.as_slice()[filter.panels[units[unit]].offset + lane..][..taps * g.c_in * UNIT - lane]
+    };
+    assert!(stored.is_multiple_of(S::LANES) && taps * rows * stored <= packed.len() && stored <= MAX_COLUMNS);
+    assert!(inputs.is_none_or(|list| list.iter().all(|&c| (c as usize) < g.c_in)));
+    let source: [*const E; MAX_COLUMNS] =
+        std::array::from_fn(
+            |vector| if vector < 2 * vectors { panel(vector).as_ptr() } else { std::ptr::null() },
+        );
+    let mut to = packed.as_mut_ptr();
+    for tap in 0..taps {
+        let row = |i: usize| (tap * g.c_in + inputs.map_or(i, |list| list[i] as usize)) * UNIT;
+        for i in (0..rows).step_by(UNIT) {
+            let (at, ahead) = (row(i), row((i + 2 * UNIT).min(rows - UNIT)));
+            for pair in 0..UNIT / 2 {
+                let step = pair * 2 * UNIT;
+                for vector in 0..vectors {
+                    // SAFETY: `at` is the first of a unit of rows in `0..taps * c_in`, each of which has `UNIT` columns;
+                    // the target lies within what was asserted.
+                    unsafe {
+                        let [a, b] = [source[2 * vector], source[2 * vector + 1]];
+                        S::prefetch(a.wrapping_add(ahead + step).cast());
+                        S::prefetch(b.wrapping_add(ahead + step).cast());
+                        let (even, odd) = S::unzip(S::load(a.add(at + step)), S::load(b.add(at + step)));
+                        S::store(to.add(vector * S::LANES), even);
+                        S::store(to.add(stored + vector * S::LANES), odd);
+                    }
+                }
+                to = to.wrapping_add(2 * stored);
+            }
+        }
+    }
+}
+
+/// As [`copy_units`] where a list splits units.
+pub(super) fn copy_split_units<E: Element>(
     filter: &Filter<E>,
     channels: impl Iterator<Item = usize>,
     inputs: Option<&[u32]>,
@@ -153,8 +214,8 @@ unsafe fn copy_columns<S: Simd, E: Element>(from: *const E, to: *mut E, columns:
     }
 }
 
-/// The longest segment: at the start of each, the kernel asks for a part of what comes next.
-const LONGEST: usize = 64;
+/// The longest segment: the reduction is cut into parts between segments.
+pub(super) const LONGEST: usize = 512;
 
 /// The reduction over `taps` × `inputs` consecutive channels from `c_in` on, which fill the panel.
 pub(super) fn every_input(taps: usize, c_in: usize, inputs: usize, segments: &mut Vec<Segment>) {

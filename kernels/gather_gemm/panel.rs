@@ -3,9 +3,9 @@
 
 use super::Filter;
 use super::cpu::Job;
-use super::filter::Panel;
-use super::micro::{MAX_UNITS, PanelRows, UNIT};
-use super::pack::{self, Columns};
+use super::filter::{Panel, SLACK};
+use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
+use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
 use crate::{Element, Isa};
 use std::ops::Range;
@@ -29,20 +29,46 @@ fn within(list: &[u32], from: usize, len: usize) -> Range<usize> {
     position(from)..position(from + len)
 }
 
-/// Whether channels come in aligned units.
-fn in_units(list: Option<&[u32]>) -> bool {
+/// How the steps of a reduction meet the rows of a filter's panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meets {
+    /// One after another.
+    Stream,
+    /// Those of the active input channels, which come in aligned runs of [`RUN`].
+    Runs,
+    /// Those of the active input channels, of the active columns' units side by side.
+    Units,
+    /// Panels are packed first, then one after another.
+    Packed,
+}
+
+/// Whether channels come in aligned runs of `len`.
+fn in_runs(list: Option<&[u32]>, len: usize) -> bool {
     list.is_none_or(|list| {
-        list.chunks(UNIT).all(|unit| {
-            (unit[0] as usize).is_multiple_of(UNIT)
-                && unit.len() == UNIT
-                && unit[UNIT - 1] == unit[0] + UNIT as u32 - 1
+        list.chunks(len).all(|run| {
+            (run[0] as usize).is_multiple_of(len)
+                && run.len() == len
+                && run[len - 1] == run[0] + len as u32 - 1
         })
     })
 }
 
+/// How `job` meets the panels of `filter`.
+fn meets<E: Element>(filter: &Filter<E>, job: &Job<'_>) -> Meets {
+    if filter.units {
+        let fit = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
+        return if fit && !job.packs { Meets::Units } else { Meets::Packed };
+    }
+    match (job.c_in, job.c_out) {
+        (None, None) => Meets::Stream,
+        (Some(_), None) if filter.geometry().groups == 1 && in_runs(job.c_in, RUN) => Meets::Runs,
+        _ => Meets::Packed,
+    }
+}
+
 /// The reduction of a chunk whose panels all read the same input channels. Grouped filters do it panel by panel.
 pub(super) fn reduce<E: Element>(filter: &Filter<E>, job: &Job<'_>, folded: bool, scratch: &mut Scratch<E>) {
-    scratch.units = filter.units && in_units(job.c_in) && in_units(job.c_out);
+    scratch.meets = meets(filter, job);
     let g = filter.geometry();
     if g.groups == 1 {
         reduce_window(filter, job, &(0..g.c_in), folded, scratch);
@@ -65,16 +91,19 @@ fn reduce_window<E: Element>(
     pack::every_input(taps, positions.start, inputs, &mut scratch.segments);
     scratch.inputs = positions.clone();
     scratch.listed.clear();
-    let row = |tap: usize, c: u32| (tap * window.len() + c as usize - window.start) as u32;
-    let step = if scratch.units { UNIT } else { 1 };
+    let step = match scratch.meets {
+        Meets::Stream | Meets::Packed => return,
+        Meets::Runs => RUN,
+        Meets::Units => UNIT,
+    };
     match job.c_in {
-        Some(list) if scratch.units || job.c_out.is_none() => {
+        Some(list) => {
+            let row = |tap: usize, c: u32| (tap * window.len() + c as usize - window.start) as u32;
             let list = &list[positions];
             let tap = |tap| list.iter().step_by(step).map(move |&c| row(tap, c));
             scratch.listed.extend((0..taps).flat_map(tap));
         }
-        None if scratch.units => scratch.listed.extend((0..(taps * inputs) as u32).step_by(step)),
-        _ => {}
+        None => scratch.listed.extend((0..(taps * inputs) as u32).step_by(step)),
     }
 }
 
@@ -87,17 +116,21 @@ pub(super) fn place<E: Element>(
 ) -> Option<PanelRows<E>> {
     let start = |panel: usize| filter.data.as_slice()[filter.panels[panel].offset..].as_ptr();
     let listed = if scratch.listed.is_empty() { std::ptr::null() } else { scratch.listed.as_ptr() };
-    if scratch.units {
-        let last = job.c_out.map_or(filter.geometry().c_out, <[u32]>::len) - 1;
-        // Where there is no such unit, any will do: nobody reads its columns.
-        let units = std::array::from_fn(|unit| {
-            let position = last.min(column * filter.panel_width + unit * UNIT);
-            start(job.c_out.map_or(position, |list| list[position] as usize) / UNIT)
-        });
-        return Some(PanelRows { units, listed, apart: true });
+    match scratch.meets {
+        Meets::Units => {
+            let last = job.c_out.map_or(filter.geometry().c_out, <[u32]>::len) - 1;
+            // Where there is no such unit, any will do: nobody reads its columns.
+            let units = std::array::from_fn(|unit| {
+                let position = last.min(column * job.width + unit * UNIT);
+                start(job.c_out.map_or(position, |list| list[position] as usize) / UNIT)
+            });
+            Some(PanelRows { units, listed, apart: true })
+        }
+        Meets::Stream | Meets::Runs => {
+            Some(PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
+        }
+        Meets::Packed => None,
     }
-    let whole = job.c_out.is_none() && !filter.units;
-    whole.then(|| PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
 }
 
 /// Readies what the `column`-th panel stands for: it is used as it was packed at load where that is possible, and
@@ -110,7 +143,7 @@ pub(super) fn prepare<E: Element>(
     scratch: &mut Scratch<E>,
 ) -> Option<Ready<E>> {
     let g = filter.geometry();
-    let width = filter.panel_width;
+    let width = job.width;
     let (span, window) = if g.groups == 1 {
         let count = job.c_out.map_or(g.c_out, <[u32]>::len);
         (column * width..count.min((column + 1) * width), 0..g.c_in)
@@ -126,7 +159,10 @@ pub(super) fn prepare<E: Element>(
         reduce_window(filter, job, &window, false, scratch);
     }
     let (c_out, columns) = (span.start, span.len());
-    let stored = columns.next_multiple_of(if filter.units { filter.lanes.max(UNIT) } else { filter.lanes });
+    let stored = columns.next_multiple_of(match scratch.meets {
+        Meets::Units => filter.tile.lanes.max(UNIT),
+        _ => filter.tile.lanes,
+    });
     let constant = match (job.c_out, &filter.output_constant) {
         (_, None) => std::ptr::null(),
         (None, Some(constant)) => constant[c_out..].as_ptr(),
@@ -143,18 +179,46 @@ pub(super) fn prepare<E: Element>(
             packed.for_each(|(packed, &o)| *packed = bias[o as usize]);
         }
     }
-    let rows = place(filter, job, column, scratch).unwrap_or_else(|| {
-        let inputs = job.c_in.map(|list| &list[scratch.inputs.clone()]);
-        let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
-        let (taps, packed) = (g.kernel * g.kernel, scratch.packed.as_mut_slice());
-        if filter.units {
-            pack::copy_units(filter, span.map(channel), inputs, packed, stored);
-        } else {
-            let panel = Columns::new(filter, span.map(channel));
-            pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, &window, packed, stored);
-        }
-        let start = scratch.packed.as_slice().as_ptr();
-        PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), apart: false }
-    });
+    let rows = place(filter, job, column, scratch)
+        .unwrap_or_else(|| packed(isa, filter, job, (column, &span, &window, stored), scratch));
     Some(Ready { rows, stored, c_out, columns, constant, packed: job.c_out.is_some() })
+}
+
+/// The columns `span`, which read the channels of `window`, packed for this call.
+fn packed<E: Element>(
+    isa: Isa,
+    filter: &Filter<E>,
+    job: &Job<'_>,
+    (column, span, window, stored): (usize, &Range<usize>, &Range<usize>, usize),
+    scratch: &mut Scratch<E>,
+) -> PanelRows<E> {
+    let g = filter.geometry();
+    let inputs = job.c_in.map(|list| &list[scratch.inputs.clone()]);
+    let taps = g.kernel * g.kernel;
+    let each = taps * scratch.inputs.len() * filter.tile.columns.max(stored);
+    let slots = ((scratch.packed.as_slice().len() - SLACK) / each.max(1)).max(1);
+    let slot = column % slots;
+    if scratch.packed_of.len() <= slot {
+        scratch.packed_of.resize(slot + 1, (usize::MAX, 0));
+    }
+    let start = slot * each;
+    let there = scratch.packed_of[slot] == (job.sample, column);
+    if !there {
+        scratch.packed_of[slot] = (job.sample, column);
+        let packed = &mut scratch.packed.as_mut_slice()[start..];
+        let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
+        if !filter.units {
+            let panel = Columns::new(filter, span.clone().map(channel));
+            pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
+        } else if in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT) {
+            // Where there is no such unit, any will do: nobody writes its columns.
+            let unit = |i: usize| channel((span.start + i * UNIT).min(span.end - 1)) / UNIT;
+            let units: [usize; PACKED_UNITS] = std::array::from_fn(unit);
+            pack::copy_units(isa, filter, &units, inputs, packed, stored);
+        } else {
+            pack::copy_split_units(filter, span.clone().map(channel), inputs, packed, stored);
+        }
+    }
+    let start = scratch.packed.as_slice()[start..].as_ptr();
+    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), apart: false }
 }

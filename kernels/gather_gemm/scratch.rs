@@ -2,8 +2,13 @@ use super::Filter;
 use super::cpu::{BLOCK_ROWS, FEW_ROWS};
 use super::filter::SLACK;
 use super::micro::Segment;
+use super::pack::LONGEST;
+use super::panel::Meets;
 use crate::{Buffer, Element, Result};
 use std::ops::Range;
+
+/// Panels that a thread packs for a call are kept up to this size, for all its rows. About half of a second-level cache.
+const PACKED_BYTES: usize = 640 << 10;
 
 /// Working memory of one thread.
 pub struct Scratch<E> {
@@ -14,14 +19,16 @@ pub struct Scratch<E> {
     pub(super) segments: Vec<Segment>,
     /// Positions of the input channels that the reduction reads.
     pub(super) inputs: Range<usize>,
-    /// The filter's units are multiplied with where they lie.
-    pub(super) units: bool,
-    /// Row of a panel that each step of the reduction meets (with `units`: each first of a unit's steps); empty: they
-    /// follow each other, or are made to.
+    /// How the reduction meets the panels.
+    pub(super) meets: Meets,
+    /// Row of a panel that the first step of each run or unit meets; empty unless they are met so.
     pub(super) listed: Vec<u32>,
     pub(super) zeros: Buffer<E>,
     pub(super) sums: Buffer<f32>,
+    /// Panels packed for this call, one after another, as many as there is space for.
     pub(super) packed: Buffer<E>,
+    /// Sample and column that each of them is of.
+    pub(super) packed_of: Vec<(usize, usize)>,
     pub(super) packed_bias: Vec<f32>,
     pub(super) packed_constant: Vec<f32>,
 }
@@ -41,11 +48,12 @@ impl<E: Element> Scratch<E> {
             class: vec![],
             segments: vec![],
             inputs: 0..0,
-            units: false,
+            meets: Meets::Stream,
             listed: vec![],
             zeros,
             sums: Buffer::zeroed(0, "scratch")?,
             packed,
+            packed_of: vec![],
             packed_bias,
             packed_constant,
         })
@@ -64,10 +72,11 @@ impl<E: Element> Scratch<E> {
             Ok(())
         };
         grow(&mut self.zeros, g.c_in.max(g.kernel * g.c_in * usize::from(filter.folded)) + SLACK, "padding")?;
-        let rows = if channels { FEW_ROWS } else { BLOCK_ROWS } + filter.max_rows;
+        let packs = channels || filter.units;
+        let rows = if packs { FEW_ROWS } else { BLOCK_ROWS } + filter.tile.rows.max(filter.units_tile.rows);
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
-        let sums = rows * filter.panel_width * if filter.units { 2 } else { 1 };
+        let sums = rows * filter.tile.columns.max(2 * filter.units_tile.columns);
         if self.sums.len() < sums {
             self.sums = Buffer::zeroed(sums, "sums")?;
         }
@@ -75,17 +84,21 @@ impl<E: Element> Scratch<E> {
         self.class.resize(self.class.len().max(rows), 0);
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
         self.segments.clear();
-        self.segments.reserve(g.kernel * g.kernel * (inputs / 64 + 1));
-        if channels || filter.units {
+        self.segments.reserve(g.kernel * g.kernel * (inputs / LONGEST + 1));
+        if packs {
             self.listed.clear();
             self.listed.reserve(g.kernel * g.kernel * inputs);
         }
-        if channels {
-            let width = filter.panel_width;
-            grow(&mut self.packed, g.kernel * g.kernel * inputs * width + SLACK, "packed active columns")?;
-            let bias = filter.bias.len() / filter.bias_stride * width + SLACK;
+        // What an earlier call packed is of other weights.
+        self.packed_of.clear();
+        if packs {
+            let panel = g.kernel * g.kernel * inputs * filter.tile.columns;
+            let panels = (PACKED_BYTES / size_of::<E>() / panel.max(1)).clamp(1, filter.panels.len());
+            grow(&mut self.packed, panels * panel + SLACK, "packed active columns")?;
+            self.packed_of.reserve(filter.panels.len());
+            let bias = filter.bias.len() / filter.bias_stride * filter.tile.columns + SLACK;
             self.packed_bias.resize(self.packed_bias.len().max(bias), 0.0);
-            self.packed_constant.resize(self.packed_constant.len().max(width + SLACK), 0.0);
+            self.packed_constant.resize(self.packed_constant.len().max(filter.tile.columns + SLACK), 0.0);
         }
         Ok(())
     }

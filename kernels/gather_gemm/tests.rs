@@ -131,6 +131,11 @@ fn geometries_by_name() {
         conv(1, 5, 3, 7, 3, 1, 1),
         conv(2, 2, 8, 8, 3, 2, 1),
         conv(20, 20, 3, 64, 7, 2, 1),
+        // Short reductions on maps that are large enough for a wide tile.
+        conv(28, 28, 24, 64, 1, 1, 1),
+        conv(30, 29, 13, 128, 3, 1, 1),
+        // More parts of the reduction than divide its segments evenly.
+        conv(3, 2, 1030, 20, 3, 1, 1),
         ConvGeometry {
             pad_top: 0,
             pad_left: 0,
@@ -166,6 +171,21 @@ fn channel_sets_differ_between_samples() {
                 check_everywhere(&Case { batch: 3, ..case.clone() });
                 check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
             }
+        }
+    }
+}
+
+#[test]
+fn large_maps_pack_the_active_channels() {
+    for (geometry, threads) in [
+        (conv(32, 32, 16, 40, 3, 1, 1), 2),
+        (conv(33, 32, 32, 64, 1, 1, 1), 3),
+        (conv(64, 66, 24, 72, 3, 2, 1), 1),
+    ] {
+        for density in Density::EVERY {
+            let case = Case { channels: Some((density, 8)), group: Some(8), threads, ..Case::of(geometry) };
+            check_everywhere(&Case { constants: true, ..case.clone() });
+            check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
         }
     }
 }

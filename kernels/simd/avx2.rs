@@ -68,6 +68,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn unzip(a: __m256, b: __m256) -> (__m256, __m256) {
+        unsafe {
+            // Halves of `a` and `b` alternate in what the shuffles give.
+            let order = |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
+            let (even, odd) =
+                (_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            (order(even), order(odd))
+        }
+    }
+    #[inline(always)]
     unsafe fn add_pairs(a: __m256, b: __m256) -> __m256 {
         unsafe {
             // Halves of `a` and `b` alternate in what this gives.

@@ -6,7 +6,7 @@ use super::{Outlined, Simd};
 use crate::{DType, Element};
 use std::arch::x86_64::*;
 
-/// 16 lanes, 32 registers: a tile of 12 rows × 32 columns holds 24 accumulators.
+/// 16 lanes, 32 registers: a tile of 12 rows × 32 columns holds 24 accumulators, as does one of 6 × 64.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -15,6 +15,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const NV: usize = 2;
     const MR: usize = 12;
+    const WIDE: (usize, usize) = (4, 6);
 
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
     #[inline(never)]
@@ -74,11 +75,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_pairs(a: __m512, b: __m512) -> __m512 {
+    unsafe fn unzip(a: __m512, b: __m512) -> (__m512, __m512) {
         unsafe {
             let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
             let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-            _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+            (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
         }
     }
     #[inline(always)]

@@ -110,6 +110,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const NV: usize;
     /// Most rows of the GEMM tile with full panels.
     const MR: usize;
+    /// Vectors and most rows of the GEMM tile for short reductions.
+    const WIDE: (usize, usize) = (Self::NV, Self::MR);
 
     /// Runs a part of a kernel in a function of its own.
     unsafe fn outlined<T: Outlined>(part: T);
@@ -208,16 +210,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             Self::load_f32(lanes.as_ptr())
         }
     }
-    /// Sums of neighbouring lanes, those of `a` first.
+    /// Every second lane of `a` and then of `b`: those from lane 0 on, and those from lane 1 on.
     #[inline(always)]
-    unsafe fn add_pairs(a: Self::V, b: Self::V) -> Self::V {
+    unsafe fn unzip(a: Self::V, b: Self::V) -> (Self::V, Self::V) {
         let mut lanes = [0.0f32; 32];
         // SAFETY: forwarded; LANES <= 16.
         unsafe {
             Self::store_f32(lanes.as_mut_ptr(), a);
             Self::store_f32(lanes.as_mut_ptr().add(Self::LANES), b);
-            let sums: [f32; 16] = std::array::from_fn(|i| lanes[2 * i] + lanes[2 * i + 1]);
-            Self::load_f32(sums.as_ptr())
+            let of = |first: usize| -> [f32; 16] { std::array::from_fn(|i| lanes[2 * i + first]) };
+            (Self::load_f32(of(0).as_ptr()), Self::load_f32(of(1).as_ptr()))
+        }
+    }
+    /// Sums of neighbouring lanes, those of `a` first.
+    #[inline(always)]
+    unsafe fn add_pairs(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: forwarded.
+        unsafe {
+            let (even, odd) = Self::unzip(a, b);
+            Self::add(even, odd)
         }
     }
     /// Loads the first `n <= LANES` elements, zero elsewhere.

@@ -36,6 +36,10 @@ impl Simd for Neon {
         unsafe { vfmaq_f32(c, a, b) }
     }
     #[inline(always)]
+    unsafe fn unzip(a: float32x4_t, b: float32x4_t) -> (float32x4_t, float32x4_t) {
+        unsafe { (vuzp1q_f32(a, b), vuzp2q_f32(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn add_pairs(a: float32x4_t, b: float32x4_t) -> float32x4_t {
         unsafe { vpaddq_f32(a, b) }
     }

@@ -4,21 +4,66 @@ use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::{Route, Workload};
 
-/// Rows whose pointers are set up together, and up to how many they are where panels are packed for every block.
+/// Rows whose pointers are set up together, and up to how many they are where panels are packed.
 const BLOCK_ROWS: f64 = 144.0;
 const FEW_ROWS: f64 = 250.0;
 /// Weights up to this size stay in a core's cache next to a block of rows.
 const RESIDENT_BYTES: f64 = 320.0 * 1024.0;
 const CHUNKS_PER_THREAD: f64 = 4.0;
-/// Columns that can be gathered while multiplying come in units of this many.
+/// Columns that can be gathered while multiplying come in units of this many, and steps of the reduction in runs.
 const UNIT: u32 = 8;
-/// Input channels between two looks ahead.
-const SEGMENT: f64 = 64.0;
+const RUN: u32 = 4;
+/// Maps of this many pixels have them packed instead.
+const PACKED_PIXELS: u64 = 1024;
+/// Panels that a thread packs for a call are kept up to this size.
+const PACKED_BYTES: f64 = 640.0 * 1024.0;
+/// Longest stretch of the reduction.
+const SEGMENT: f64 = 512.0;
+
+/// Reductions up to this long, on maps of at least so many pixels, have a tile that is twice as wide and half as high
+/// where vectors are this long.
+const SHORT: u32 = 160;
+const MANY_PIXELS: u64 = 784;
+const WIDE_LANES: u32 = 16;
 
 /// Rates that say whether weights arrive in time, of current server CPUs.
 const NS_PER_CYCLE: f64 = 0.25;
 const MEMORY_NS_PER_BYTE: f64 = 0.08;
 const SHARED_NS_PER_BYTE: f64 = 0.035;
+
+/// How a filter is met.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// In units, where they lie.
+    units: bool,
+    /// Its panels are packed for the call.
+    packs: bool,
+    /// Columns and rows of the tile.
+    columns: f64,
+    rows: f64,
+}
+
+impl Layout {
+    fn of(w: &Workload, facts: &DeviceFacts, (some_in, some_out): (bool, bool)) -> Self {
+        let pixels = u64::from(w.out_h) * u64::from(w.out_w);
+        let (columns, rows) = (f64::from(facts.tile_columns), f64::from(facts.tile_rows));
+        let in_units = w.c_out_listed
+            && w.groups == 1
+            && w.group_size.is_multiple_of(UNIT)
+            && w.c_in.is_multiple_of(UNIT);
+        let units = in_units && pixels < PACKED_PIXELS;
+        let runs = w.groups == 1 && w.group_size.is_multiple_of(RUN);
+        let packs = if in_units { !units } else { some_out || some_in && !runs };
+        let short = w.kernel * w.kernel * w.c_in <= SHORT && pixels >= MANY_PIXELS;
+        let fits = w.groups == 1 && w.c_out.is_multiple_of(2 * facts.tile_columns.max(1));
+        let (columns, rows) = match (units, short && fits && facts.lanes == WIDE_LANES) {
+            (true, _) => (columns / 2.0, rows),
+            (false, true) => (2.0 * columns, rows / 2.0),
+            (false, false) => (columns, rows),
+        };
+        Self { units, packs, columns, rows }
+    }
+}
 
 /// How the columns are cut.
 struct Panels {
@@ -36,10 +81,10 @@ struct Panels {
 }
 
 impl Panels {
-    fn of(w: &Workload, facts: &DeviceFacts, units: bool) -> Self {
-        let steps = if units { 2.0 } else { 1.0 };
+    fn of(w: &Workload, facts: &DeviceFacts, layout: Layout) -> Self {
+        let steps = if layout.units { 2.0 } else { 1.0 };
         let lanes = f64::from(facts.lanes) / steps;
-        let width = f64::from(facts.tile_columns) / steps;
+        let width = layout.columns;
         let (groups, c_out) = (f64::from(w.groups), f64::from(w.c_out));
         let (sets, columns, inputs) = if w.groups == 1 {
             (1.0, w.c_out_active, w.c_in_active)
@@ -70,17 +115,13 @@ struct Cut {
 }
 
 impl Cut {
-    fn of(
-        w: &Workload,
-        facts: &DeviceFacts,
-        (rows, jobs): (f64, f64),
-        (panels, weights, packs): (&Panels, f64, bool),
-    ) -> Self {
+    fn of(w: &Workload, (rows, jobs): (f64, f64), (panels, weights, layout): (&Panels, f64, Layout)) -> Self {
+        let packs = layout.packs;
         let threads = f64::from(w.threads);
         let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
         let turns = if jobs < threads { threads } else { 1.0 };
         let next = |value: f64| (value / turns).ceil() * turns;
-        let tiles = (rows / f64::from(facts.tile_rows)).ceil().max(1.0);
+        let tiles = (rows / layout.rows).ceil().max(1.0);
         let mut blocks =
             (rows / if packs && rows <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS }).ceil().max(1.0);
         if weights <= RESIDENT_BYTES && !packs {
@@ -102,19 +143,18 @@ fn cycles(rows: f64, vectors: f64) -> f64 {
 
 pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
-    let units =
-        w.c_out_listed && w.groups == 1 && w.group_size.is_multiple_of(UNIT) && w.c_in.is_multiple_of(UNIT);
-    let panels = Panels::of(w, facts, units);
     let listed = w.c_in_listed || w.c_out_listed;
     let some = |listed: bool, active: f64, all: u32| f64::from(u8::from(listed && active < f64::from(all)));
     let (li, lo) =
         (some(w.c_in_listed, w.c_in_active, w.c_in), some(w.c_out_listed, w.c_out_active, w.c_out));
-    let packs = lo > 0.0 && !units;
+    let layout = Layout::of(w, facts, (li > 0.0, lo > 0.0));
+    let Layout { units, packs, .. } = layout;
+    let panels = Panels::of(w, facts, layout);
     let jobs = if listed { f64::from(w.batch) } else { 1.0 };
     let rows = s.rows / jobs;
-    let vectors = f64::from(facts.tile_columns) / f64::from(facts.lanes);
+    let vectors = layout.columns * panels.steps / f64::from(facts.lanes);
     let threads = s.threads;
-    let Cut { tiles, blocks, parts } = Cut::of(w, facts, (rows, jobs), (&panels, s.weights, packs));
+    let Cut { tiles, blocks, parts } = Cut::of(w, (rows, jobs), (&panels, s.weights, layout));
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
 
@@ -150,7 +190,15 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let density = w.c_out_active / f64::from(w.c_out);
     let per_stretch = f64::from(w.group_size).min(f64::from(facts.lanes));
     let stretches = (w.c_out_active / per_stretch * (1.0 - density)).max(panels.all());
-    let copied = blocks * jobs * steps * stretches * packed * share;
+    // What a thread packs it keeps for its other rows, if that is not too much.
+    let kept = steps * panels.all() * layout.columns * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
+    let packings = packed
+        * match kept {
+            true if jobs < threads && blocks > 1.0 => jobs,
+            true => jobs * share,
+            false => blocks * jobs * share,
+        };
+    let copied = packings * steps * stretches;
     // Weights that come slower than they are multiplied with, at usual rates of memory and of the shared cache.
     let streamed = blocks * jobs * s.weights * share;
     let waits = |ns_per_byte: f64| (streamed * ns_per_byte - compute * NS_PER_CYCLE).max(0.0);
@@ -197,9 +245,9 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
             runs * w.c_in_active,
             compute * li,
             compute * while_multiplying,
-            blocks * jobs * steps * w.c_out_active * packed * share,
-            blocks * jobs * steps * w.c_out_active * packed * s.cold * share,
-            blocks * jobs * steps * w.c_out_active * packed * line.max(1.0) * share,
+            packings * steps * w.c_out_active,
+            packings * steps * w.c_out_active * s.cold,
+            packings * steps * w.c_out_active * line.max(1.0),
             copied,
             copied * s.cold,
             blocks * jobs * steps * li * share,
