@@ -90,8 +90,8 @@ impl Profile {
         let mut whole = Prediction::default();
         // Errors of different calls partly cancel: the spreads add up as independent ones and common ones half and half.
         let (mut squares, mut spread) = ([0.0; 2], [0.0; 2]);
-        for (call, times) in calls {
-            let one = self.model.predict(call);
+        let (calls, times): (Vec<_>, Vec<_>) = calls.into_iter().unzip();
+        for ((call, times), one) in calls.iter().zip(times).zip(self.model.predict_all(&calls)) {
             let (scaled, between) =
                 (times * self.correction.factor(call.op, one.ns), times * self.correction.per_call_ns);
             whole.ns += scaled * one.ns + between;
@@ -108,10 +108,12 @@ impl Profile {
         whole
     }
 
-    /// Time of a call inside a network, nanoseconds.
-    pub fn call_ns(&self, call: &Workload) -> f64 {
-        let ns = self.model.predict(call).ns;
-        self.correction.factor(call.op, ns) * ns + self.correction.per_call_ns
+    /// Time of each call inside a network, nanoseconds.
+    pub fn calls_ns(&self, calls: &[&Workload]) -> impl Iterator<Item = f64> {
+        let inside = |(call, one): (&&Workload, Prediction)| {
+            self.correction.factor(call.op, one.ns) * one.ns + self.correction.per_call_ns
+        };
+        calls.iter().zip(self.model.predict_all(calls)).map(inside)
     }
 
     /// As text, to be read by [`from_json`](Self::from_json).
@@ -348,7 +350,7 @@ mod tests {
         };
         let more = profile.network([(&call, 1.0), (&call, 2.5)]);
         assert!((more.ns - (1.1 * whole.ns + 350.0)).abs() < 1e-6);
-        assert!((more.ns - 3.5 * profile.call_ns(&call)).abs() < 1e-6);
+        assert!((more.ns - 3.5 * profile.calls_ns(&[&call]).next().unwrap()).abs() < 1e-6);
         assert!((more.parts.total_ns() / more.ns - 1.0).abs() < 1e-12);
     }
 }

@@ -57,9 +57,9 @@ pub struct BlockPlan {
 /// How rows get to a convolution.
 ///
 /// There is no route that copies what active rows read into a dense matrix first: with half of the rows of ResNet-50's and
-/// RegNet-Y's convolutions on an AMD EPYC (Zen 4) that was 0 to 14 % slower on two threads, the stem 44 %; on one thread it
-/// was 3 to 19 % faster (four runs) at two convolutions of the last stage, a 3×3 and one with stride 2, and else 2 % at best
-/// (`cargo bench --bench gather_gemm`).
+/// RegNet-Y's convolutions that was nowhere faster on an Intel Xeon (Emerald Rapids), with one thread or two; on an AMD EPYC
+/// (Zen 4) it was 0 to 14 % slower on two threads, the stem 44 %, and on one thread 3 to 19 % faster (four runs) at two
+/// convolutions of the last stage, a 3×3 and one with stride 2, and else 2 % at best (`cargo bench --bench gather_gemm`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Route {

@@ -101,7 +101,9 @@ pub fn search(
 
 /// Expected time of calls of a network, nanoseconds.
 pub fn network_ns<'a>(profile: &Profile, calls: impl IntoIterator<Item = &'a Call>) -> f64 {
-    calls.into_iter().map(|call| call.times * profile.call_ns(&call.workload)).sum()
+    let (workloads, times): (Vec<_>, Vec<_>) =
+        calls.into_iter().map(|call| (&call.workload, call.times)).unzip();
+    profile.calls_ns(&workloads).zip(times).map(|(ns, times)| ns * times).sum()
 }
 
 /// Sides of squares, in cells, that a block can be scheduled in.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::boost::{Boosted, Growth, Guess};
+use super::boost::{Boosted, Growth, Guess, TOGETHER};
 use super::nnls;
 use crate::Result;
 use crate::random::Random;
@@ -117,7 +117,15 @@ impl Regression {
 
     /// Logarithm of the factor on the terms' time, and its spread.
     pub(crate) fn residual(&self, features: &[f32]) -> Guess {
-        let Guess { mean, spread } = self.residual.predict(features);
+        self.trusted(self.residual.predict(features))
+    }
+
+    /// As [`residual`](Self::residual), for several at once.
+    pub(crate) fn residuals<R: AsRef<[f32]>>(&self, features: &[R; TOGETHER]) -> [Guess; TOGETHER] {
+        self.residual.predict_together(features).map(|guess| self.trusted(guess))
+    }
+
+    fn trusted(&self, Guess { mean, spread }: Guess) -> Guess {
         Guess { mean: mean * self.trust, spread: spread * self.trust }
     }
 
