@@ -8,13 +8,14 @@ use laud::gate::{Always, Given, Learned, Pattern, Policy};
 use laud::kernels::cuda::{Cuda, Precision};
 use laud::kernels::layout::FromNchw;
 use laud::kernels::{Backend, Cpu, Extent, Isa};
+use laud::plan::ExecutionPlan;
 use laud::train::{random_images, random_weights};
 use laud::{Element, Output, RandomWeights, Session};
 use laud_emulation::{EmulatedDevice, Emulator};
 use laud_models::NetSpec;
 
 use crate::compare::{assert_close, distance};
-use crate::execute::{Found, recorded, run, session};
+use crate::execute::{Found, recorded, run, run_by, session};
 use crate::executor_fixtures::assert_official;
 use crate::fixtures::{Fixture, NAMES};
 use crate::networks::NAMED;
@@ -65,6 +66,7 @@ impl<'a> Pair<'a> {
             assert_agree(&what, &found, &expected);
             if keep == Keep::InTurns {
                 self.check_again(&what, &policy, &found);
+                self.check_schedules(&what, &policy, &found);
                 for (half, relative) in &self.halves {
                     let apart = distance(&run(half, &self.images, Some(&policy)).logits, &expected.logits);
                     assert!(apart <= *relative, "{what} on {}: {apart} off", half.describe());
@@ -75,6 +77,18 @@ impl<'a> Pair<'a> {
         // Gates sum in another order, so that what is close to the threshold may be decided otherwise.
         if learned.0.masks == learned.1.masks {
             assert_agree(&format!("{}, learned", self.what), &learned.0, &learned.1);
+        }
+    }
+
+    /// The same bits in squares of cells and everywhere, and as much computed for nothing as on the CPU.
+    fn check_schedules(&self, what: &str, policy: &dyn Policy, found: &Found) {
+        let mut squares = ExecutionPlan::sparse(&self.spec);
+        squares.blocks.iter_mut().zip([2, 3].into_iter().cycle()).for_each(|(b, side)| b.granularity = side);
+        for plan in [squares, ExecutionPlan::with_threshold(&self.spec, 0.0)] {
+            let other = run_by(&plan, &self.cuda, &self.images, policy);
+            assert_eq!(other.output.logits, found.output.logits, "{what}");
+            let expected = run_by(&plan, &self.cpu, &self.images, policy);
+            assert_eq!(other.output.trace, expected.output.trace, "{what}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 use laud::exec::Request;
 use laud::gate::{Given, Policy};
+use laud::plan::ExecutionPlan;
 use laud::train::{BlockMasks, PerGate};
 use laud::{Output, Session, SessionBuilder, TensorMap};
 use laud_kernels::Isa;
@@ -32,13 +33,22 @@ pub(crate) struct Found {
 
 /// One inference of `images [n, c, h, w]` with everything recorded; without a policy the session's decides.
 pub(crate) fn run(session: &Session, images: &Tensor, policy: Option<&dyn Policy>) -> Found {
+    found(session, images, |request, output| match policy {
+        Some(policy) => session.infer_with(request, policy, output).unwrap(),
+        None => session.infer_into(request, output).unwrap(),
+    })
+}
+
+/// The same by another plan.
+pub(crate) fn run_by(plan: &ExecutionPlan, session: &Session, images: &Tensor, policy: &dyn Policy) -> Found {
+    found(session, images, |request, output| session.infer_by(plan, request, policy, output).unwrap())
+}
+
+fn found(session: &Session, images: &Tensor, infer: impl FnOnce(Request<'_>, &mut Output)) -> Found {
     let (values, batch) = (values(images), images.dim(0).unwrap());
     let request = Request { images: &values, batch, features: true, masks: true, timed: false };
     let mut output = Output::default();
-    match policy {
-        Some(policy) => session.infer_with(request, policy, &mut output).unwrap(),
-        None => session.infer_into(request, &mut output).unwrap(),
-    }
+    infer(request, &mut output);
     let logits = (batch, output.logits.len() / batch);
     let masks = session.spec().blocks.iter().zip(&output.masks).map(|(block, masks)| PerGate {
         spatial: block.gate.spatial.is_some().then(|| masks.patches.clone()),

@@ -37,6 +37,27 @@ INLINE bool cell_of(const CompactRowsParams& p, const CompactLevel& map, u32 n, 
     return p.keep[(u64(n) * p.grid_h + y * p.grid_h / map.h) * p.grid_w + x * p.grid_w / map.w] != 0;
 }
 
+// Squares of cells in which one of sample `n` is kept. A warp for each.
+INLINE void find_squares(const CompactRowsParams& p, u32 n, u32* squares) {
+    const u32 lane = threadIdx.x % 32, across = divide_up(p.grid_w, p.side);
+    for (u32 square = threadIdx.x / 32; square < divide_up(p.grid_h, p.side) * across; square += THREADS / 32) {
+        const u32 y0 = square / across * p.side, x0 = square % across * p.side;
+        const u32 width = min(p.side, p.grid_w - x0), cells = min(p.side, p.grid_h - y0) * width;
+        u32 any = 0;
+        for (u32 i = lane; i < cells; i += 32) {
+            any |= p.keep[(u64(n) * p.grid_h + y0 + i / width) * p.grid_w + x0 + i % width] != 0;
+        }
+        any = __ballot_sync(EVERY_LANE, any);
+        if (lane == 0) squares[square] = any != 0;
+    }
+    __syncthreads();
+}
+
+INLINE bool square_of(const CompactRowsParams& p, const CompactLevel& map, const u32* squares, u32 pixel) {
+    const u32 y = pixel / map.w * p.grid_h / map.h, x = pixel % map.w * p.grid_w / map.w;
+    return squares[y / p.side * divide_up(p.grid_w, p.side) + x / p.side] != 0;
+}
+
 // Whether something active reads a pixel; `above` is the map behind the convolution.
 INLINE bool is_read(const CompactLevel& map, const CompactLevel& above, const Bits& active, u32 pixel) {
     const Range ys = readers(pixel / map.w, map.kernel, map.stride, map.pad_top, above.h);
@@ -50,9 +71,9 @@ INLINE bool is_read(const CompactLevel& map, const CompactLevel& above, const Bi
     return false;
 }
 
-// Fills in the words of a map, then what is before each; returns the number of active pixels.
+// Fills in the words of a map.
 template <class Active>
-INLINE u32 fill(const Bits& bits, u32 pixels, Active active) {
+INLINE void mark(const Bits& bits, u32 pixels, Active active) {
     const u32 lane = threadIdx.x % 32;
     for (u32 word = threadIdx.x / 32; word < bits.len; word += THREADS / 32) {
         const u32 pixel = word * 32 + lane;
@@ -60,6 +81,12 @@ INLINE u32 fill(const Bits& bits, u32 pixels, Active active) {
         if (lane == 0) bits.words[word] = ballot;
     }
     __syncthreads();
+}
+
+// Fills in the words of a map, then what is before each; returns the number of active pixels.
+template <class Active>
+INLINE u32 fill(const Bits& bits, u32 pixels, Active active) {
+    mark(bits, pixels, active);
     const u32 each = divide_up(bits.len, THREADS), first = min(threadIdx.x * each, bits.len);
     const u32 end = min(first + each, bits.len);
     u32 count = 0;
@@ -111,6 +138,14 @@ INLINE void compact_rows(const CompactRowsParams& p) {
     Bits bits[MAX_LEVELS];
     u32 count[MAX_LEVELS];
     u32* memory = reinterpret_cast<u32*>(shared);
+    // What the second level grows from: the first, or the squares that it touches.
+    Bits grown{};
+    u32* squares = nullptr;
+    if (p.side > 1) {
+        grown = {memory, nullptr, divide_up(p.level[0].h * p.level[0].w, 32)};
+        squares = memory + grown.len;
+        memory = squares + divide_up(p.grid_h, p.side) * divide_up(p.grid_w, p.side);
+    }
 #pragma unroll
     for (u32 i = 0; i < MAX_LEVELS; i++) {
         if (i >= p.levels) break;
@@ -122,9 +157,16 @@ INLINE void compact_rows(const CompactRowsParams& p) {
         count[i] = fill(bits[i], pixels, [&](u32 pixel) {
             if (full) return true;
             const u32 above = i > 0 ? i - 1 : 0;
-            return i > 0 ? is_read(map, p.level[above], bits[above], pixel) : cell_of(p, map, n, pixel);
+            return i > 0 ? is_read(map, p.level[above], i > 1 ? bits[above] : grown, pixel) : cell_of(p, map, n, pixel);
         });
         if (threadIdx.x == 0) atomicExch(known + i * p.batch + n, count[i] | KNOWN);
+        if (i > 0) continue;
+        if (!squares) {
+            grown = bits[0];
+        } else {
+            find_squares(p, n, squares);
+            mark(grown, pixels, [&](u32 pixel) { return square_of(p, map, squares, pixel); });
+        }
     }
 #pragma unroll
     for (u32 i = 0; i < MAX_LEVELS; i++) {

@@ -6,7 +6,6 @@ use crate::cuda::{Channels, CudaQueue, Rows, Vector, check};
 use crate::error::require;
 use crate::{Error, Result};
 
-/// The granularity of a schedule is a hint, which is not followed.
 pub(crate) fn list_rows(
     queue: &mut CudaQueue<'_>,
     call: BranchRows<'_, Vector<bool>, Vector<u32>, Rows>,
@@ -18,6 +17,7 @@ pub(crate) fn list_rows(
     require("compact", "decisions", keep.len().saturating_sub(keep_at), &[cells], &shape)?;
     require("compact", "lists", rows.len(), &[convs], &shape)?;
     require("compact", "starts", starts.len().saturating_sub(starts_at), &[convs, batch + 1], &shape)?;
+    require("compact", "granularity", schedule.granularity, &[1], &shape)?;
     if convs == 0 || convs > MAX_LEVELS {
         let why = "a branch has one to four convolutions";
         return Err(Error::Geometry { op: "compact", why, geometry: shape.to_string() });
@@ -27,6 +27,7 @@ pub(crate) fn list_rows(
     let dense_from = (1..=cells).find(|&active| !schedule.gathers(active, cells)).unwrap_or(cells);
     let full_above = if branch.everywhere { 0 } else { dense_from.saturating_sub(1) };
     let full = branch.everywhere || dense_from < cells;
+    let side = if full_above == 0 { 1 } else { schedule.granularity.min(branch.grid.h.max(branch.grid.w)) };
     let start_of = |i: usize| size_of::<u32>() * (starts_at + i * (batch + 1));
     let at = starts.memory.address();
     let mut level = [CompactLevel::default(); MAX_LEVELS];
@@ -35,7 +36,9 @@ pub(crate) fn list_rows(
         let (conv, starts_here) = (&branch.convs[i], at + start_of(i) as u64);
         let map = (batch, conv.output.pixels());
         let next = branch.convs.get(i + 1);
-        let shared = !full && next.is_some_and(crate::ConvGeometry::is_pointwise);
+        // Only the last list has no whole squares.
+        let as_next = depth > 1 || depth == 1 && side == 1;
+        let shared = !full && as_next && next.is_some_and(crate::ConvGeometry::is_pointwise);
         if shared {
             let (list, next) = rows.split_at_mut(i + 1);
             list[i].share(&next[0], &starts.memory, starts_here);
@@ -70,7 +73,7 @@ pub(crate) fn list_rows(
         grid_w: branch.grid.w as u32,
         levels: convs as u32,
         full_above: full_above as u32,
-        reserved: 0,
+        side: side as u32,
         level,
     };
     let state = queue.reserved(|scratch| &scratch.zeros, params.state_len() * size_of::<u32>())?;

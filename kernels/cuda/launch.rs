@@ -268,7 +268,12 @@ impl CompactRowsParams {
     /// `compact_rows_n_u32`. Maps have to fit shared memory: 227 KiB, 48 without asking for more, for all levels.
     pub fn launch(&self) -> Launch {
         let words = |level: &super::params::CompactLevel| (level.h * level.w).div_ceil(32);
-        let shared = self.level[..self.levels as usize].iter().map(|level| 8 * words(level)).sum();
+        let maps: u32 = self.level[..self.levels as usize].iter().map(|level| 8 * words(level)).sum();
+        let squares = match self.side {
+            0 | 1 => 0,
+            side => 4 * (words(&self.level[0]) + self.grid_h.div_ceil(side) * self.grid_w.div_ceil(side)),
+        };
+        let shared = maps + squares;
         Launch { shared, ..Launch::new("compact_rows_n_u32".to_owned(), [self.batch, 1, 1], 512) }
     }
 

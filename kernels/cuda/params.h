@@ -269,7 +269,8 @@ struct CompactRowsParams {
     u32 grid_h, grid_w;
     u32 levels;
     u32 full_above;
-    u32 reserved;
+    // Levels behind the first are grown from whole squares of so many cells a side, of which any is kept; 1: from what is kept.
+    u32 side;
     CompactLevel level[MAX_LEVELS];
 };
 static_assert(sizeof(CompactRowsParams) == 304, "mirrored in params.rs");

@@ -96,7 +96,7 @@ mirror! {
     /// `compact_rows_n_u32`.
     CompactRowsParams, 304 {
         keep: Address, state: Address, kept: Address, batch: u32, grid_h: u32, grid_w: u32, levels: u32,
-        full_above: u32, reserved: u32, level: [CompactLevel; MAX_LEVELS],
+        full_above: u32, side: u32, level: [CompactLevel; MAX_LEVELS],
     }
     /// `compact_channels_n_u32`.
     CompactChannelsParams, 40 {

@@ -85,8 +85,7 @@ pub fn verify(
         ("plan".to_owned(), ExecutionPlan { expected: None, ..plan.clone() }),
         ("dense".to_owned(), uniform(spec, Route::Dense, 1)),
     ];
-    let sides: &[usize] = if setting.squares { &[1, 2, 4, 8, 16] } else { &[1] };
-    for &side in sides {
+    for side in [1, 2, 4, 8, 16] {
         contestants.push((format!("gather {side}×{side}"), uniform(spec, Route::Implicit, side)));
     }
     let len = batch * spec.input.channels * spec.input.size.h * spec.input.size.w;
@@ -110,7 +109,7 @@ pub fn verify(
     for ((name, plan), (output, traces)) in contestants.iter().zip(outputs.iter().zip(&traces)) {
         let activities =
             spec.blocks.iter().zip(&output.masks).zip(&plan.blocks).map(|((block, masks), plan)| {
-                Activity::of(block, &masks.patches, &masks.channel_groups, setting.granularity(plan))
+                Activity::of(block, &masks.patches, &masks.channel_groups, plan.granularity)
             });
         let lowered = lower(spec, plan, &activities.collect::<Result<Vec<_>>>()?, setting);
         let ns = network_ns(profile, lowered.calls());
@@ -136,14 +135,14 @@ pub fn verify(
         let way = |plan: &ExecutionPlan| {
             let plan = &plan.blocks[i];
             let dense = plan.route == Route::Dense || partly.density() as f32 >= plan.dense_above;
-            let side = setting.granularity(plan);
+            let side = plan.granularity;
             if dense { "dense".to_owned() } else { format!("gather {side}×{side}") }
         };
         let time = |traces: &[Trace]| quick(&|trace| trace.blocks[i].total_ns(), traces);
         let measured: Vec<(String, f64)> = contestants
             .iter()
             .zip(&traces)
-            .filter(|((_, plan), _)| setting.granularity(&plan.blocks[i]) < 2 * cells)
+            .filter(|((_, plan), _)| plan.blocks[i].granularity < 2 * cells)
             .map(|((_, plan), traces)| (way(plan), time(traces)))
             .collect();
         let picked = measured[0].0.clone();

@@ -28,8 +28,6 @@ pub struct Setting {
     pub l3_bytes: u64,
     /// Bytes that the maps of samples that run together should have; see [`Portions`].
     pub map_bytes: usize,
-    /// Whether blocks are scheduled in the squares that a plan names, rather than exactly as their masks say.
-    pub squares: bool,
 }
 
 /// A kernel call, and how often it is made; a fraction where it is made for some of the samples or in one of two states
@@ -62,12 +60,12 @@ impl Setting {
     /// One thread of a CPU that runs `batch` images in f32.
     pub fn cpu(batch: usize) -> Self {
         let (dtype, map_bytes) = (DType::F32, CPU_MAP_BYTES);
-        Self { batch, dtype, threads: 1, l3_bytes: 0, map_bytes, squares: true }
+        Self { batch, dtype, threads: 1, l3_bytes: 0, map_bytes }
     }
 
     /// A CUDA device that runs `batch` images.
     pub fn cuda(batch: usize, dtype: DType) -> Self {
-        Self { dtype, map_bytes: CUDA_MAP_BYTES, squares: false, ..Self::cpu(batch) }
+        Self { dtype, map_bytes: CUDA_MAP_BYTES, ..Self::cpu(batch) }
     }
 
     /// One image on a calibrated device; a CUDA device has no threads.
@@ -81,11 +79,6 @@ impl Setting {
             }
             DeviceKind::Cuda => Self { l3_bytes, ..Self::cuda(1, dtype) },
         }
-    }
-
-    /// Side of the squares that a block is scheduled in, cells.
-    pub fn granularity(&self, plan: &BlockPlan) -> usize {
-        if self.squares { plan.granularity } else { 1 }
     }
 }
 

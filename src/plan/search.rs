@@ -68,8 +68,7 @@ pub fn search(
             ensure!((0.0..=1.0).contains(&value), "{}: density {value} is not in 0..=1", block.name);
         }
     }
-    let sides = |block| granularities(block, setting);
-    let most = spec.blocks.iter().flat_map(sides).max().unwrap_or(1);
+    let most = spec.blocks.iter().flat_map(granularities).max().unwrap_or(1);
     let all: Vec<usize> =
         std::iter::successors(Some(1), |side| Some(2 * side)).take_while(|s| *s <= most).collect();
     let search = Search { spec, profile, setting, table: ActivityTable::new(spec, &all)? };
@@ -107,8 +106,8 @@ pub fn network_ns<'a>(profile: &Profile, calls: impl IntoIterator<Item = &'a Cal
 }
 
 /// Sides of squares, in cells, that a block can be scheduled in.
-fn granularities(block: &BlockSpec, setting: &Setting) -> Vec<usize> {
-    let Some(gate) = block.gate.spatial.as_ref().filter(|_| setting.squares) else { return vec![1] };
+fn granularities(block: &BlockSpec) -> Vec<usize> {
+    let Some(gate) = block.gate.spatial.as_ref() else { return vec![1] };
     let (cells, pixels) = (gate.grid.h.max(gate.grid.w), block.output.h.max(block.output.w));
     let sides = std::iter::successors(Some(1), |side| Some(2 * side));
     sides.take_while(|&side| side == 1 || (side < cells && side * pixels <= LARGEST_SQUARE * cells)).collect()
@@ -144,7 +143,7 @@ impl Search<'_> {
             ns: self.ns(index, route, granularity, density),
         };
         let mut choices: Vec<Alternative> =
-            granularities(block, self.setting).into_iter().map(|side| of(Route::Implicit, side)).collect();
+            granularities(block).into_iter().map(|side| of(Route::Implicit, side)).collect();
         // The finest of equals: it computes least where the estimate is wrong.
         choices.sort_by(|a, b| a.ns.total_cmp(&b.ns));
         let gathered = choices[0];

@@ -36,6 +36,8 @@ struct Chain {
     output: Extent,
     convs: Vec<ConvGeometry>,
     full_above: Option<u32>,
+    /// Side of the squares, in cells, that all maps but the first are grown from.
+    side: usize,
 }
 
 impl Chain {
@@ -43,13 +45,24 @@ impl Chain {
     fn reference(&self) -> Vec<BitMap> {
         let mut active = BitMap::default();
         active.upsample(&self.keep, self.grid, self.batch, self.output);
+        let mut grown = BitMap::default();
+        grown.upsample(&self.squares(), self.grid, self.batch, self.output);
         let mut maps = vec![active];
         for conv in &self.convs {
             let mut halo = BitMap::default();
-            halo.grow(maps.last().unwrap(), conv);
-            maps.push(halo);
+            halo.grow(&grown, conv);
+            maps.push(halo.clone());
+            grown = halo;
         }
         maps
+    }
+
+    /// Cells of squares of which any cell is kept.
+    fn squares(&self) -> Vec<bool> {
+        let (Extent { h, w }, side) = (self.grid, self.side);
+        let square = |cell: usize| (cell / (h * w), cell / w % h / side, cell % w / side);
+        let kept: Vec<_> = (0..self.keep.len()).filter(|&cell| self.keep[cell]).map(square).collect();
+        (0..self.keep.len()).map(|cell| kept.contains(&square(cell))).collect()
     }
 
     fn check(&self) {
@@ -88,6 +101,7 @@ impl Chain {
                 grid_w: self.grid.w as u32,
                 levels: maps.len() as u32,
                 full_above: self.full_above.unwrap_or(0),
+                side: self.side as u32,
                 level,
                 ..Default::default()
             };
@@ -146,9 +160,11 @@ fn the_lists_of_a_bottleneck() {
         for density in 0..=4 {
             let (mut random, grid, batch) = (Random(density), Extent { h: 7, w: 7 }, 3);
             let keep = (0..batch * grid.pixels()).map(|_| random.next() % 4 < density).collect();
-            for full_above in [None, Some(60)] {
+            for (full_above, side) in
+                [(None, 1), (Some(60), 1), (None, 2), (Some(60), 3), (None, 7), (None, 100)]
+            {
                 let (keep, convs) = (Vec::clone(&keep), vec![conv3, conv2]);
-                Chain { keep, grid, batch, output: conv3.output, convs, full_above }.check();
+                Chain { keep, grid, batch, output: conv3.output, convs, full_above, side }.check();
             }
         }
     }
@@ -159,8 +175,11 @@ fn one_cell_of_many_samples_and_of_a_wide_map() {
     for at in [0, 5, 31, 36 * 5 - 1] {
         let conv = conv(Extent { h: 11, w: 70 }, 5, 2);
         let (grid, batch) = (Extent { h: 6, w: 6 }, 5);
-        let keep = (0..batch * grid.pixels()).map(|i| i == at).collect();
-        Chain { keep, grid, batch, output: conv.output, convs: vec![conv], full_above: None }.check();
+        let keep = (0..batch * grid.pixels()).map(|i| i == at).collect::<Vec<_>>();
+        for side in [1, 4] {
+            let (keep, convs) = (Vec::clone(&keep), vec![conv]);
+            Chain { keep, grid, batch, output: conv.output, convs, full_above: None, side }.check();
+        }
     }
 }
 
@@ -205,6 +224,7 @@ proptest! {
         (h, w, grid_h, grid_w) in (1usize..20, 1usize..70, 1usize..20, 1usize..40),
         kernels in prop::collection::vec((prop_oneof![Just(1usize), Just(3), Just(5), Just(7)], 1usize..3), 0..4),
         (batch, density, seed, above) in (1usize..4, 0u64..5, any::<u64>(), prop::option::of(0u32..30)),
+        side in 1usize..6,
     ) {
         let mut map = Extent { h, w };
         let mut convs = Vec::new();
@@ -217,6 +237,6 @@ proptest! {
         let grid = Extent { h: grid_h.min(map.h), w: grid_w.min(map.w) };
         let mut random = Random(seed);
         let keep = (0..batch * grid.pixels()).map(|_| random.next() % 4 < density).collect();
-        Chain { keep, grid, batch, output: map, convs, full_above: above }.check();
+        Chain { keep, grid, batch, output: map, convs, full_above: above, side }.check();
     }
 }
