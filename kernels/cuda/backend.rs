@@ -115,7 +115,11 @@ impl Backend for Cuda {
         let p = self.driver.properties();
         let (capability, multiprocessors, shared_bytes) = (p.capability, p.multiprocessors, p.shared_bytes);
         let shape = Shape { precision: self.precision, capability, multiprocessors, shared_bytes };
-        CudaScratch::new(&self.driver, shape)
+        let mut scratch = CudaScratch::new(&self.driver, shape)?;
+        let [counters, sums] = shape.parts_bytes();
+        scratch.zeros.reserve(&self.driver, counters, "counters")?;
+        scratch.partial.reserve(&self.driver, sums, "parts of sums")?;
+        Ok(scratch)
     }
 
     fn reserve(&self, _scratch: &mut CudaScratch, _filter: &Filter, _channels: bool) -> Result<()> {

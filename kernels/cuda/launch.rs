@@ -61,20 +61,32 @@ pub struct GemmTile {
 }
 
 impl GemmTile {
-    /// All shapes, each for every way to multiply.
-    pub const ALL: [GemmTile; 8] = {
+    /// All of them; of each way to multiply the largest first.
+    pub const ALL: [GemmTile; 10] = {
         use GemmMath::{Simt, TensorCores, Tf32};
         [
-            tile(TensorCores, 128, 128, 256, 67_584),
+            tile(TensorCores, 128, 256, 256, 100_352),
+            tile(TensorCores, 128, 128, 128, 67_584),
             tile(TensorCores, 128, 64, 128, 51_200),
             tile(TensorCores, 64, 64, 128, 33_792),
-            tile(Tf32, 128, 128, 256, 67_584),
+            tile(Tf32, 128, 256, 256, 100_352),
+            tile(Tf32, 128, 128, 128, 67_584),
             tile(Tf32, 128, 64, 128, 51_200),
             tile(Tf32, 64, 64, 128, 33_792),
             tile(Simt, 128, 128, 256, 0),
             tile(Simt, 64, 64, 256, 0),
         ]
     };
+
+    /// Whether sums of such a tile can be cut into parts.
+    pub const fn has_parts(&self) -> bool {
+        self.rows * self.columns <= 64 * 64
+    }
+
+    /// The one that is taken where others leave multiprocessors idle.
+    pub(crate) fn smallest(math: GemmMath) -> Self {
+        *Self::ALL.iter().rfind(|tile| tile.math == math).expect("every way to multiply has tiles")
+    }
 
     fn kernel(&self, dtype: impl Display) -> String {
         let math = match self.math {
@@ -105,6 +117,14 @@ impl GatherGemmParams {
         }
     }
 
+    /// Steps of the sum of a tile if everything is active, elements having `bytes`.
+    pub fn steps(&self, tile: &GemmTile, bytes: u32) -> u32 {
+        /// Vectors of a step.
+        const VECTORS: u32 = 4;
+        let vector = if tile.math == GemmMath::Simt { 4 } else { 16 / bytes };
+        (self.window.kernel_h * self.window.kernel_w * self.group_in.div_ceil(vector)).div_ceil(VECTORS)
+    }
+
     fn tile_grid(&self, tile: &GemmTile) -> [u32; 3] {
         let columns = self.groups * self.group_out.div_ceil(tile.columns);
         let Self { rows, c_in, c_out, .. } = self;
@@ -128,7 +148,11 @@ impl GatherGemmParams {
     }
 
     /// `gather_gemm_nhwc_*` with the given tile, in at most `most` thread blocks along x.
+    ///
+    /// # Panics
+    /// When the sum is split in a tile without parts.
     pub fn launch(&self, dtype: impl Display, tile: &GemmTile, most: u32) -> Launch {
+        assert!(self.split == 1 || tile.has_parts(), "gather_gemm: {tile:?} has no parts");
         let [x, y, z] = self.tile_grid(tile);
         let grid = [x.saturating_mul(self.split).min(most), y, z];
         Launch { kernel: tile.kernel(dtype), grid, threads: tile.threads, shared: tile.shared }
@@ -227,6 +251,11 @@ impl MeanPoolParams {
     pub fn launch(&self, dtype: impl Display) -> Launch {
         let grid = [self.channels.total.div_ceil(64), self.split, self.rows.batch];
         Launch::new(format!("mean_pool_nhwc_{dtype}"), grid, 256)
+    }
+
+    /// Rows that a thread block reads at a time, elements having `bytes`.
+    pub fn lines(&self, bytes: u32) -> u32 {
+        256 / (64 * bytes / 16)
     }
 
     /// Values that `partial` needs.

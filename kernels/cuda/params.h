@@ -80,7 +80,7 @@ struct GatherGemmParams {
     // Add what the output holds before the activation.
     u32 residual;
     u32 act;
-    // Parts that the sum of an output is cut into; parts are added in order.
+    // Parts that the sum of an output is cut into, more than one in the smallest tiles only; parts are added in order.
     u32 split;
 };
 static_assert(sizeof(GatherGemmParams) == 216, "mirrored in params.rs");

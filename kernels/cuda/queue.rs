@@ -27,6 +27,8 @@ pub struct CudaScratch {
     pub(crate) zeros: Memory,
     /// Memory that operations leave as it happens to be.
     pub(crate) room: [Memory; 3],
+    /// The same, for parts of sums.
+    pub(crate) partial: Memory,
     /// Memory that what was issued and not yet waited for uses.
     pending: Vec<Used>,
 }
@@ -72,6 +74,7 @@ impl CudaScratch {
             bringing: false,
             zeros: Memory::default(),
             room: Default::default(),
+            partial: Memory::default(),
             pending: vec![],
         })
     }
@@ -144,6 +147,29 @@ impl CudaQueue<'_> {
                 why: format!("{bytes} bytes were not reserved"),
             }),
         }
+    }
+
+    /// Where so many parts of sums, and counters of those that are there, begin.
+    pub(crate) fn parts(&mut self, sums: usize, counters: usize) -> Result<(Address, Address)> {
+        let sums = self.reserved(|scratch| &scratch.partial, sums * size_of::<f32>())?;
+        Ok((sums, self.reserved(|scratch| &scratch.zeros, counters * size_of::<u32>())?))
+    }
+
+    /// In a recording: what is issued until [`end_when`](Self::end_when) is done only if a list has a row. False where
+    /// the device cannot, or the list has all.
+    pub(crate) fn when(&mut self, rows: &Rows) -> Result<bool> {
+        let list = self.rows(rows);
+        if list.index == 0 {
+            return Ok(false);
+        }
+        let count = list.start + u64::from(list.batch) * size_of::<u32>() as u64;
+        // SAFETY: the number behind the samples' first rows is the list's, whose memory is kept.
+        unsafe { self.scratch.stream.when(count) }.map_err(|failure| failure.during("beginning a condition"))
+    }
+
+    /// Ends it.
+    pub(crate) fn end_when(&mut self) -> Result<()> {
+        self.scratch.stream.end_when().map_err(|failure| failure.during("ending a condition"))
     }
 
     /// Launches a kernel; `operation` says in errors what it is part of.

@@ -132,7 +132,16 @@ pub(crate) fn run(
         ..filter.params
     };
     let device = queue.shape();
-    let launch = params.launch(device.dtype(), &device.tile(&params), device.most());
+    let tile = device.tile(&params);
+    let params = GatherGemmParams { split: device.parts(&params, &tile), ..params };
+    let params = match params.split {
+        1 => params,
+        _ => {
+            let (sums, counters) = queue.parts(params.partial_len(&tile), params.tiles(&tile))?;
+            GatherGemmParams { partial: sums, arrived: counters, ..params }
+        }
+    };
+    let launch = params.launch(device.dtype(), &tile, device.most());
     // SAFETY: operands were checked above and agree with the geometry that the filter was packed for.
     unsafe { queue.launch(&launch, &params, &format_args!("{op}, {shape}")) }
 }

@@ -56,12 +56,15 @@ INLINE void gather(const GatherParams& p) {
     }                                                                                                               \
     KERNEL(name, GatherGemmParams, S::THREADS, S::SHARED)
 
+KERNEL_MMA(f16, Wide, gather_gemm_nhwc_f16_mma_128x256)
 KERNEL_MMA(f16, Large, gather_gemm_nhwc_f16_mma_128x128)
 KERNEL_MMA(f16, Tall, gather_gemm_nhwc_f16_mma_128x64)
 KERNEL_MMA(f16, Small, gather_gemm_nhwc_f16_mma_64x64)
+KERNEL_MMA(bf16, Wide, gather_gemm_nhwc_bf16_mma_128x256)
 KERNEL_MMA(bf16, Large, gather_gemm_nhwc_bf16_mma_128x128)
 KERNEL_MMA(bf16, Tall, gather_gemm_nhwc_bf16_mma_128x64)
 KERNEL_MMA(bf16, Small, gather_gemm_nhwc_bf16_mma_64x64)
+KERNEL_MMA(f32, Wide, gather_gemm_nhwc_f32_tf32_128x256)
 KERNEL_MMA(f32, Large, gather_gemm_nhwc_f32_tf32_128x128)
 KERNEL_MMA(f32, Tall, gather_gemm_nhwc_f32_tf32_128x64)
 KERNEL_MMA(f32, Small, gather_gemm_nhwc_f32_tf32_64x64)

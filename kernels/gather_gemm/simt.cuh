@@ -90,7 +90,9 @@ INLINE void compute_simt(const GatherGemmParams& p, const Tile& tile, TileRows<M
         }
         __syncthreads();
     }
-    if (!add_parts<4 * FOURS * FOURS, THREADS>(p, tile, sum)) return;
+    if constexpr (has_parts<M, M>()) {
+        if (!add_parts<4 * FOURS * FOURS, THREADS>(p, tile, sum)) return;
+    }
 #pragma unroll
     for (u32 j = 0; j < FOURS; j++) {
         Epilogue<T, 4> end(p, tile, tile.column0 + j * 64 + tx * 4);

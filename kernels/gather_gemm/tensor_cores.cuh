@@ -9,7 +9,9 @@ constexpr u32 LINE = 64, CHUNKS = LINE / 16, STAGES = 4;
 
 INLINE u32 place(u32 row, u32 chunk) { return row * LINE + (chunk ^ (row / 2 % CHUNKS)) * 16; }
 
-template <u32 BM_, u32 BN_, u32 WM_, u32 WN_>
+// Rows × columns of the tile of a thread block, then of a warp; thread blocks that share a multiprocessor at least, which
+// bounds the registers.
+template <u32 BM_, u32 BN_, u32 WM_, u32 WN_, u32 BLOCKS_>
 struct Shape {
     enum : u32 {
         BM = BM_,
@@ -18,8 +20,7 @@ struct Shape {
         WN = WN_,
         WARPS = BM / WM * (BN / WN),
         THREADS = WARPS * 32,
-        // Thread blocks that share a multiprocessor at least: bounds the registers.
-        BLOCKS = THREADS == 256 ? 1 : 3,
+        BLOCKS = BLOCKS_,
         STAGE = (BM + BN) * LINE,
         // Floats of a row that a warp turns from fragments to runs; the padding keeps rows in different banks.
         TURN = WN + 8,
@@ -28,11 +29,14 @@ struct Shape {
     };
 };
 
-// Rows × columns of the tile of a thread block, then of a warp.
-using Large = Shape<128, 128, 64, 32>;
-using Tall = Shape<128, 64, 64, 32>;
-using Small = Shape<64, 64, 32, 32>;
-static_assert(Large::SHARED == 67584 && Tall::SHARED == 51200 && Small::SHARED == 33792, "named in launch.rs");
+// A warp of 64 × 64 reads a value from shared memory for every 32 products, one of 64 × 32 for every 21: where a tile is
+// large enough, reading them takes less time than multiplying.
+using Wide = Shape<128, 256, 64, 64, 1>;
+using Large = Shape<128, 128, 64, 64, 2>;
+using Tall = Shape<128, 64, 64, 32, 3>;
+using Small = Shape<64, 64, 32, 32, 3>;
+static_assert(Wide::SHARED == 100352 && Large::SHARED == 67584, "named in launch.rs");
+static_assert(Tall::SHARED == 51200 && Small::SHARED == 33792, "named in launch.rs");
 
 // Four matrices of an operand, as the tensor core wants them.
 template <class T>
@@ -140,7 +144,9 @@ INLINE void compute_mma(const GatherGemmParams& p, const Tile& tile, unsigned ch
         }
     }
     copy_wait<0>();
-    if (!add_parts<MI * NI, S::THREADS>(p, tile, sum)) return;
+    if constexpr (has_parts<S::BM, S::BN>()) {
+        if (!add_parts<MI * NI, S::THREADS>(p, tile, sum)) return;
+    }
     __syncthreads();
 
     // Through shared memory, sixteen rows at a time, so that a row is written in runs.

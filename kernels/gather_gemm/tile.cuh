@@ -293,6 +293,13 @@ private:
     }
 };
 
+// Whether sums of such tiles can be cut into parts. Larger ones have no registers for it, and are for calls that keep every
+// multiprocessor busy without.
+template <u32 BM, u32 BN>
+INLINE constexpr bool has_parts() {
+    return BM * BN <= 64 * 64;
+}
+
 // Adds up the parts of a tile, in order, in the thread block that is done last; false in the others. `sum` is `COUNT`
 // groups of four values of each thread.
 template <u32 COUNT, u32 THREADS>
@@ -306,9 +313,12 @@ INLINE bool add_parts(const GatherGemmParams& p, const Tile& tile, float (&sum)[
     if (!last_to_arrive(p.arrived + tile.slot, p.split)) return false;
 #pragma unroll
     for (u32 i = 0; i < COUNT; i++) {
-        load_fresh(parts + u64(i) * THREADS * 4, sum[i]);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) sum[i][j] = 0.f;
     }
-    for (u32 part = 1; part < p.split; part++) {
+    // Several under way.
+#pragma unroll 2
+    for (u32 part = 0; part < p.split; part++) {
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++) {
             float v[4];

@@ -61,7 +61,16 @@ pub(crate) unsafe fn run_unchecked(
         by_channel: u32::from(by_channel),
         split: 1,
     };
-    let launch = params.launch(queue.shape().dtype());
+    let device = queue.shape();
+    let params = MeanPoolParams { split: device.mean_parts(&params), ..params };
+    let params = match params.split {
+        1 => params,
+        _ => {
+            let (partial, arrived) = queue.parts(params.partial_len(), params.arrived_len())?;
+            MeanPoolParams { partial, arrived, ..params }
+        }
+    };
+    let launch = params.launch(device.dtype());
     let (batch, pixels, c) = (rows.batch, rows.pixels, channels.total);
     let shape = format_args!("mean_pool, batch {batch}, {pixels} pixels, {c} channels");
     // SAFETY: the caller's word.

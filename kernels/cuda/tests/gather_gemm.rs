@@ -178,7 +178,7 @@ impl Operands {
         counts
     }
 
-    /// Whatever lies in an output is never written outside the active set, so `before` comes back there.
+    /// `None` where the tile cannot. Whatever lies in an output is never written outside the active set, so `before` comes back there.
     fn run<T: Storage>(&self, case: &Case, tile: &GemmTile) -> Option<Vec<f32>> {
         let g = &case.geometry;
         let pixel = g.c_in + case.padding;
@@ -208,6 +208,9 @@ impl Operands {
             split: case.split,
             ..packed.params()
         };
+        if case.split > 1 && !tile.has_parts() {
+            return None;
+        }
         if tile.math != GemmMath::Simt && !params.suits_tensor_cores(size_of::<T>() as u32) {
             return None;
         }
@@ -364,12 +367,13 @@ fn split_sums_and_short_grids_give_the_same() {
 
 #[test]
 fn a_row_does_not_depend_on_the_others_or_its_place() {
-    let geometry = conv((9, 8), (40, 72), 3, 1, 1);
+    let (geometry, mut runs) = (conv((9, 8), (40, 72), 3, 1, 1), 0);
     for split in [1, 3] {
         let case = Case { split, batch: 1, ..Case::of(geometry) };
         let alone = Operands::new::<half::f16>(&case);
         for tile in GemmTile::ALL.iter().filter(|tile| exists::<half::f16>(tile)) {
-            let dense = alone.run::<half::f16>(&case, tile).unwrap();
+            let Some(dense) = alone.run::<half::f16>(&case, tile) else { continue };
+            runs += 1;
             // Twice in a batch, at half density.
             let case = Case { batch: 3, rows: Density::Half, implicit: false, ..case.clone() };
             let mut operands = Operands::new::<half::f16>(&case);
@@ -385,6 +389,7 @@ fn a_row_does_not_depend_on_the_others_or_its_place() {
             }
         }
     }
+    assert_eq!(runs, 6 + 2, "every tile, and those with parts again");
 }
 
 #[test]

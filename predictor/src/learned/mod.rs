@@ -12,7 +12,7 @@ mod terms;
 mod transfer;
 
 pub use held_out::predict_held_out;
-pub use terms::cuda::{GemmTile, gemm_tile};
+pub use terms::cuda::{GemmTile, gemm_thread_blocks, gemm_tile};
 
 use std::fmt;
 use std::ops::{Add, AddAssign};

@@ -18,7 +18,7 @@ pub struct GemmTile {
     /// Columns.
     pub columns: u32,
     /// Thread blocks that share a multiprocessor, as far as registers go.
-    resident: u32,
+    pub resident: u32,
     /// Bytes of shared memory of a thread block.
     shared: u32,
 }
@@ -28,11 +28,21 @@ const fn tile(tensor_cores: bool, rows: u32, columns: u32, resident: u32, shared
 }
 
 /// The larger first.
-const TENSOR_CORES: [GemmTile; 3] =
-    [tile(true, 128, 128, 1, 67_584), tile(true, 128, 64, 3, 51_200), tile(true, 64, 64, 4, 33_792)];
+const TENSOR_CORES: [GemmTile; 4] = [
+    tile(true, 128, 256, 1, 100_352),
+    tile(true, 128, 128, 2, 67_584),
+    tile(true, 128, 64, 3, 51_200),
+    tile(true, 64, 64, 4, 33_792),
+];
 const SIMT: [GemmTile; 2] = [tile(false, 128, 128, 1, 19_072), tile(false, 64, 64, 3, 9_856)];
 const TILES: usize = TENSOR_CORES.len() + SIMT.len();
 
+/// Columns of the narrowest tiles.
+const NARROWEST: f64 = 64.0;
+/// Vectors of a step of a sum.
+const STEP: f64 = 4.0;
+/// Rows that a thread of a mean reads of a part at least.
+const MEAN_ROWS: f64 = 4.0;
 /// Columns up to which groups of a grouped convolution share a tile.
 const MERGED_COLUMNS: u32 = 64;
 /// Elements that a row of a filter's taps is padded to where it is read as one: of images.
@@ -64,7 +74,8 @@ struct Gemm {
     /// Columns of a group, all and the active ones.
     group_out: f64,
     active_out: f64,
-    /// Input channels of a tap, and taps.
+    /// Input channels of a tap, all and the active ones, and taps.
+    group_in: f64,
     inputs: f64,
     taps: f64,
     listed: bool,
@@ -81,9 +92,12 @@ impl Gemm {
         let image = w.reads_image();
         let n = vector(w.dtype);
         let pixel = if image { w.c_in.next_multiple_of(n) } else { w.c_in };
-        let (inputs, taps) = match image {
-            true => (f64::from((w.kernel * pixel).next_multiple_of(FOLDED)), f64::from(w.kernel)),
-            false => (w.c_in_active / f64::from(groups), f64::from(w.kernel).powi(2)),
+        let run = f64::from((w.kernel * pixel).next_multiple_of(FOLDED));
+        let (all_in, inputs, taps) = match image {
+            true => (run, run, f64::from(w.kernel)),
+            false => {
+                ((merged * group_in).into(), w.c_in_active / f64::from(groups), f64::from(w.kernel).powi(2))
+            }
         };
         let in_vectors = image || (merged * group_in).is_multiple_of(n) || groups == 1 && w.kernel == 1;
         let lists = groups == 1 || !w.c_in_listed || w.group_size.is_multiple_of(n);
@@ -91,6 +105,7 @@ impl Gemm {
             groups: groups.into(),
             group_out: (merged * group_out).into(),
             active_out: w.c_out_active / f64::from(groups),
+            group_in: all_in,
             inputs,
             taps,
             listed: w.c_in_listed || w.c_out_listed,
@@ -106,8 +121,16 @@ impl Gemm {
     }
 }
 
+impl GemmTile {
+    /// Steps of a sum over taps of so many channels.
+    fn steps(&self, w: &Workload, taps: f64, inputs: f64) -> f64 {
+        let width = if self.tensor_cores { f64::from(vector(w.dtype)) } else { 4.0 };
+        up(taps * up(inputs, width), STEP)
+    }
+}
+
 /// The tile that the backend takes for a call of `gather_gemm`: the largest that gives every multiprocessor something to
-/// do, by what could be active.
+/// do and of whose columns few are nobody's, by what could be active.
 pub fn gemm_tile(w: &Workload, facts: &DeviceFacts) -> GemmTile {
     choose(&Gemm::of(w), w, facts)
 }
@@ -118,10 +141,24 @@ fn choose(gemm: &Gemm, w: &Workload, facts: &DeviceFacts) -> GemmTile {
         w.dtype != DType::F32 && gemm.whole && capability.is_ok_and(|number| number >= TENSOR_CORES_FROM);
     let all: &[GemmTile] = if on_tensor_cores { &TENSOR_CORES } else { &SIMT };
     let fits = |tile: &&GemmTile| {
-        let wide = tile.columns > 64 && gemm.group_out <= 64.0;
+        let columns = |at_once: f64| up(gemm.group_out, at_once) * at_once;
+        let wide = 4.0 * columns(tile.columns.into()) > 5.0 * columns(NARROWEST);
         !wide && gemm.tiles(w, w.pixels() as f64, tile) >= f64::from(facts.cores)
     };
     all.iter().find(fits).copied().unwrap_or(all[all.len() - 1])
+}
+
+/// Thread blocks that a call of `gather_gemm` is launched with, if all of them fit.
+pub fn gemm_thread_blocks(w: &Workload, facts: &DeviceFacts) -> f64 {
+    let gemm = Gemm::of(w);
+    let tile = choose(&gemm, w, facts);
+    gemm.tiles(w, w.pixels() as f64, &tile) * parts(&gemm, w, &tile, facts)
+}
+
+/// Parts that the sums of a call are cut into, by what could be active.
+fn parts(gemm: &Gemm, w: &Workload, tile: &GemmTile, facts: &DeviceFacts) -> f64 {
+    let idle = (f64::from(facts.cores) / gemm.tiles(w, w.pixels() as f64, tile).max(1.0)).floor();
+    idle.min(tile.steps(w, gemm.taps, gemm.group_in).sqrt().floor()).max(1.0)
 }
 
 /// How the work of a call lies on the device.
@@ -180,7 +217,11 @@ impl Spread {
         let runs = !w.c_out_listed || w.group_size.is_multiple_of(vector(w.dtype));
         let mean = || {
             let blocks = up(w.c_in.into(), 64.0) * batch;
-            Self::new(facts, (blocks, up(w.c_in_active, 64.0) * batch), RESIDENT, up(rows / batch, 4.0 * n))
+            let lines = 4.0 * n;
+            let idle = (f64::from(facts.cores) / blocks.max(1.0)).floor();
+            let parts = idle.min((w.pixels() as f64 / batch / (MEAN_ROWS * lines)).floor()).max(1.0);
+            let pieces = up(w.c_in_active, 64.0) * batch * parts;
+            Self::new(facts, (blocks * parts, pieces), RESIDENT, up(rows / batch / parts, lines))
         };
         let linear = |c_in: f64, c_out: f64, samples: f64| {
             let blocks = up(c_out, 8.0) * up(samples, 8.0);
@@ -195,16 +236,16 @@ impl Spread {
                 let tile = choose(&gemm, w, facts);
                 let most = gemm.tiles(w, w.pixels() as f64, &tile);
                 let jobs = if gemm.listed { batch } else { 1.0 };
-                let launched = jobs * (most / jobs).min(BLOCKS * f64::from(facts.cores));
+                let parts = parts(&gemm, w, &tile, facts);
+                let launched = jobs * (most * parts / jobs).min(BLOCKS * f64::from(facts.cores));
                 let active = Gemm { group_out: gemm.active_out, ..gemm };
                 let room = match facts.l2_bytes {
                     0 => f64::from(tile.resident),
                     bytes => (bytes as f64 / f64::from(tile.shared)).floor().max(1.0),
                 };
                 let resident = f64::from(tile.resident).min(room);
-                let width = if tile.tensor_cores { n } else { 4.0 };
-                let steps = up(active.taps * up(active.inputs, width), 4.0);
-                Self::new(facts, (launched, active.tiles(w, rows, &tile)), resident, steps)
+                let steps = up(tile.steps(w, active.taps, active.inputs), parts);
+                Self::new(facts, (launched, active.tiles(w, rows, &tile) * parts), resident, steps)
             }
             Op::Depthwise => pass(w.c_out, runs),
             Op::MaxPool | Op::PadChannels => pass(w.c_out, true),
@@ -302,7 +343,8 @@ fn gather_gemm(w: &Workload, facts: &DeviceFacts, spread: &Spread, work: &mut Wo
     let gemm = Gemm::of(w);
     let tile = choose(&gemm, w, facts);
     let (rows, columns) = (f64::from(tile.rows), f64::from(tile.columns));
-    let depth = 4.0 * if tile.tensor_cores { f64::from(vector(w.dtype)) } else { 4.0 };
+    let parts = parts(&gemm, w, &tile, facts);
+    let depth = STEP * if tile.tensor_cores { f64::from(vector(w.dtype)) } else { 4.0 };
     let of_tile = rows * columns * depth * spread.serial;
     let each = |amount: f64| amount / f64::from(facts.cores);
     let mut macs = [0.0; TILES];
@@ -323,9 +365,13 @@ fn gather_gemm(w: &Workload, facts: &DeviceFacts, spread: &Spread, work: &mut Wo
             ends * flag(w.residual),
         ],
     );
+    // Parts are stored and read again; the last one to come to a tile adds them up.
+    let cut = flag(parts > 1.0);
+    work.add(Kind::Compute, &[ends * cut, spread.waves * parts * cut, rows * columns * parts * cut]);
+    work.add(Kind::Memory, &[2.0 * spread.pieces * rows * columns * cut]);
     let loaded = spread.pieces * spread.serial * (rows + columns) * depth * f64::from(w.dtype.bytes());
     work.add(Kind::Memory, &[loaded, each(loaded)]);
-    let skipped = (gemm.tiles(w, w.rows.into(), &tile) - spread.pieces).max(0.0);
+    let skipped = (gemm.tiles(w, w.rows.into(), &tile) * parts - spread.pieces).max(0.0);
     work.add(
         Kind::Gather,
         &[
@@ -396,16 +442,33 @@ mod tests {
                 }
             }
         }
-        // A tile more than there are multiprocessors is a wave more.
+        // A tile more than run at once is a wave more.
         let with = |tiles: u32| {
-            let mut w = Workload::new(Op::GatherGemm, 128, 132, 64, 128);
+            let mut w = Workload::new(Op::GatherGemm, 128, 265, 64, 128);
             (w.dtype, w.route, w.rows) = (DType::F16, Route::Implicit, 128 * tiles);
             w.runs = w.rows;
-            assert_eq!(gemm_tile(&w, &facts()).rows, 128);
+            let tile = gemm_tile(&w, &facts());
+            assert_eq!((tile.rows, tile.columns, tile.resident), (128, 128, 2));
             Spread::of(&w, &facts())
         };
-        assert_eq!([with(132).waves, with(133).waves], [1.0, 2.0]);
-        assert_eq!(with(1).idle(), 131.0, "launched for what could be active");
+        assert_eq!([with(264).waves, with(265).waves], [1.0, 2.0]);
+        assert_eq!(with(1).idle(), 264.0, "launched for what could be active");
+    }
+
+    #[test]
+    fn sums_are_cut_where_multiprocessors_are_idle() {
+        let of = |side, kernel, c, batch| {
+            let w = Workload { dtype: DType::F16, kernel, ..call(Op::GatherGemm, side, c, batch) };
+            let spread = Spread::of(&w, &facts());
+            assert_eq!(f64::from(spread.pieces as u32), gemm_thread_blocks(&w, &facts()));
+            (spread.pieces, spread.serial)
+        };
+        // 16 tiles with 72 steps; 8 tiles with 144, of which a part has no fewer than there are parts.
+        assert_eq!(of(14, 3, 256, 1), (16.0 * 8.0, 9.0));
+        assert_eq!(of(7, 3, 512, 1), (8.0 * 12.0, 12.0));
+        assert_eq!(of(7, 1, 64, 1), (1.0, 2.0));
+        assert_eq!(of(28, 3, 128, 1).0, 26.0 * 5.0);
+        assert_eq!(of(56, 3, 256, 8), (196.0, 72.0), "there are no idle ones");
     }
 
     #[test]
@@ -415,12 +478,15 @@ mod tests {
             (tile.tensor_cores, tile.rows, tile.columns)
         };
         let half = |side, c, batch| Workload { dtype: DType::F16, ..call(Op::GatherGemm, side, c, batch) };
-        assert_eq!(of(half(56, 256, 8)), (true, 128, 128));
-        assert_eq!(of(half(56, 64, 8)), (true, 128, 64), "no wider than the columns");
+        assert_eq!(of(half(56, 256, 8)), (true, 128, 256));
+        assert_eq!(of(half(56, 128, 8)), (true, 128, 128), "no wider than the columns");
+        assert_eq!(of(half(56, 64, 8)), (true, 128, 64));
+        assert_eq!(of(half(56, 192, 8)), (true, 128, 64), "three narrow ones are less than one wide one");
+        assert_eq!(of(half(56, 208, 8)), (true, 128, 256));
         assert_eq!(of(half(7, 256, 1)), (true, 64, 64));
         assert_eq!(of(call(Op::GatherGemm, 56, 256, 8)), (false, 128, 128), "f32 is exact");
         assert_eq!(of(half(56, 250, 8)), (false, 128, 128), "vectors are not whole");
-        assert_eq!(of(Workload { dtype: DType::Tf32, ..call(Op::GatherGemm, 56, 256, 8) }), (true, 128, 128));
+        assert_eq!(of(Workload { dtype: DType::Tf32, ..call(Op::GatherGemm, 56, 256, 8) }), (true, 128, 256));
         let old = DeviceFacts { isa: "sm_75".to_owned(), ..facts() };
         assert!(!gemm_tile(&half(56, 256, 8), &old).tensor_cores);
         // Images come in whole vectors.
