@@ -36,6 +36,8 @@ pub struct Subject<'a> {
     pub threads: usize,
     /// What activations and weights are stored as.
     pub dtype: DType,
+    /// What it runs on.
+    pub kind: DeviceKind,
 }
 
 /// The policy that a text names.
@@ -46,7 +48,7 @@ pub fn named(text: &str, subject: Subject<'_>) -> Result<Box<dyn Policy>> {
     find(text, subject).with_context(|| format!("policy {text}"))
 }
 
-fn find(text: &str, Subject { spec, seed, threads, dtype }: Subject<'_>) -> Result<Box<dyn Policy>> {
+fn find(text: &str, Subject { spec, seed, threads, dtype, kind }: Subject<'_>) -> Result<Box<dyn Policy>> {
     let mut parts = text.splitn(3, ':');
     let name = parts.next().unwrap_or_default();
     let (value, file) = (parts.next(), parts.next());
@@ -76,8 +78,7 @@ fn find(text: &str, Subject { spec, seed, threads, dtype }: Subject<'_>) -> Resu
             let ms: f64 = ms.parse().with_context(|| format!("`{ms}` is not a number"))?;
             let file = file.with_context(|| format!("needs a profile, as in {name}:8ms:PROFILE"))?;
             let profile = load(Path::new(file))?;
-            // Units are ranked on the CPU only.
-            profile.check_use(DeviceKind::Cpu, dtype).with_context(|| file.to_owned())?;
+            profile.check_use(kind, dtype).with_context(|| file.to_owned())?;
             let setting = Setting::of(&profile, threads, dtype);
             let name = format!("budget {ms} ms");
             return Ok(Box::new(budget(spec, name, Spending::Milliseconds(ms, &profile, setting))?));
@@ -120,7 +121,8 @@ mod tests {
     fn try_named(text: &str) -> Result<Box<dyn Policy>> {
         let config = r#"{"arch": "resnet20", "dyn_mode": "spatial", "spatial_granularity": 4}"#;
         let spec = NetConfig::from_json(config).unwrap().build().unwrap();
-        named(text, Subject { spec: &spec, seed: 7, threads: 1, dtype: DType::F32 })
+        let (dtype, kind) = (DType::F32, DeviceKind::Cpu);
+        named(text, Subject { spec: &spec, seed: 7, threads: 1, dtype, kind })
     }
 
     fn decide(text: &str, n: usize) -> Vec<bool> {

@@ -9,6 +9,9 @@ use laud::kernels::cuda::{Cuda, Precision};
 use laud::kernels::layout::FromNchw;
 use laud::kernels::{Backend, Cpu, Extent, Isa};
 use laud::plan::ExecutionPlan;
+use laud::policy::{Subject, named};
+use laud::predictor::DeviceKind;
+use laud::predictor::workload::DType;
 use laud::train::{random_images, random_weights};
 use laud::{Element, Output, RandomWeights, Session};
 use laud_emulation::{EmulatedDevice, Emulator};
@@ -164,6 +167,36 @@ fn infer(session: &Session, batch: usize, policy: &dyn Policy) -> Result<Vec<f32
     let request = Request { images: &images, batch, features: true, masks: true, timed: false };
     let outcome = session.infer_with(request, policy, &mut output);
     outcome.map(|()| output.logits).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn units_are_ranked_as_on_the_cpu() {
+    let mut kept = Vec::new();
+    for config in [
+        r#"{"arch": "cifar_resnet", "depths": [1, 2], "widths": [8, 12], "stem_width": 8, "input_size": [10, 13],
+            "dyn_mode": "spatial", "spatial_granularity": [2, 1]}"#,
+        r#"{"arch": "cifar_resnet", "depths": [1, 2], "widths": [16, 24], "stem_width": 8, "input_size": [10, 13],
+            "dyn_mode": "channel", "channel_granularity": 2}"#,
+    ] {
+        let spec = net(config);
+        let weights = random_weights(&spec, 11).unwrap();
+        let images = random_images(&spec, BATCH, 13).unwrap();
+        let cpu = session(&spec, &weights, |builder| builder.threads(1));
+        let cuda = session(&spec, &weights, |builder| builder.cuda(Arc::new(device())));
+        for text in ["topk:0.5", "topk:3", "budget:0.6", "budget:0.8"] {
+            let subject =
+                Subject { spec: &spec, seed: 1, threads: 1, dtype: DType::F32, kind: DeviceKind::Cuda };
+            let policy = named(text, subject).unwrap();
+            let expected = run(&cpu, &images, Some(&*policy));
+            // Issued, recorded and replayed.
+            for _ in 0..3 {
+                assert_agree(text, &run(&cuda, &images, Some(&*policy)), &expected);
+            }
+            kept.push(expected.output.trace.macs());
+        }
+    }
+    kept.dedup();
+    assert!(kept.len() >= 6, "{kept:?}");
 }
 
 #[test]

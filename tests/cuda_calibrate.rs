@@ -16,6 +16,7 @@ use laud::kernels::cuda::launch::{GemmMath, GemmTile};
 use laud::kernels::cuda::{Cuda, Driver, Precision};
 use laud::kernels::{Backend, Cpu, Isa};
 use laud::plan::{BlockDensity, CPU_MAP_BYTES, CUDA_MAP_BYTES, ExecutionPlan, Setting, search};
+use laud::policy::{Subject, named};
 use laud::predictor::learned::{FitOptions, gemm_thread_blocks, gemm_tile};
 use laud::predictor::measurements;
 use laud::predictor::profile::{Header, Profile};
@@ -457,6 +458,11 @@ fn a_profile_of_another_device_is_refused_in_one_line() {
     let other = format!("plan {net} --profile {gpu} --device cuda:4096 --dtype tf32");
     fails(&other, &["gpu.json", "measured with f32, not with tf32"]);
     fails(&format!("run --time 1ms --policy budget:5ms:{gpu}"), &["gpu.json", "not on cpu"]);
+    let spec = &small();
+    let subject = Subject { spec, seed: 1, threads: 1, dtype: DType::F32, kind: DeviceKind::Cuda };
+    assert!(named(&format!("budget:5ms:{gpu}"), subject).is_ok());
+    let error = format!("{:#}", named(&format!("budget:5ms:{cpu}"), subject).err().unwrap());
+    assert!(error.contains("not on cuda"), "{error}");
     // Kernels of the one kind are not those of the other.
     let text = fs::read_to_string(&gpu).unwrap();
     let stale = folder.path().join("stale.json");

@@ -3,6 +3,7 @@
 use laud::exec::Request;
 use laud::gate::Policy;
 use laud::policy::{Subject, named};
+use laud::predictor::DeviceKind;
 use laud::predictor::workload::DType;
 use laud::train::{random_images, random_weights};
 use laud::{Output, Session};
@@ -24,7 +25,7 @@ fn ready(spec: &NetSpec) -> Session {
 }
 
 fn policy(spec: &NetSpec, text: &str) -> Box<dyn Policy> {
-    named(text, Subject { spec, seed: 1, threads: 1, dtype: DType::F32 }).unwrap()
+    named(text, Subject { spec, seed: 1, threads: 1, dtype: DType::F32, kind: DeviceKind::Cpu }).unwrap()
 }
 
 fn infer(session: &Session, images: &[f32], batch: usize, text: &str) -> Output {

@@ -377,6 +377,15 @@ INLINE float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// Rounded before anything is added.
+INLINE float multiply(float a, float b) {
+#if EMULATED
+    return a * b;
+#else
+    return __fmul_rn(a, b);
+#endif
+}
+
 // NaN stays NaN.
 INLINE float activate(u32 act, float x) {
     if (act == ACT_RELU) return x < 0.f ? 0.f : x;

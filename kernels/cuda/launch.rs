@@ -4,9 +4,9 @@
 //! do ends at once, so that a launch can be recorded once and replayed.
 
 use super::params::{
-    CompactChannelsParams, CompactRowsParams, DecideParams, DepthwiseParams, FromNchwParams,
-    GatherGemmParams, GatherParams, LinearParams, MaxPoolParams, MeanPoolParams, PadChannelsParams,
-    PatchGateParams, Rows, ScaleParams, ToNchwParams, Window,
+    CompactChannelsParams, CompactRowsParams, DecideHighestParams, DecideParams, DepthwiseParams,
+    FromNchwParams, GatherGemmParams, GatherParams, LinearParams, MaxPoolParams, MeanPoolParams,
+    PadChannelsParams, PatchGateParams, Rows, ScaleParams, ToNchwParams, Window,
 };
 use std::fmt::Display;
 
@@ -204,6 +204,13 @@ impl DecideParams {
     /// `decide_n_f32`.
     pub fn launch(&self) -> Launch {
         Launch::new("decide_n_f32".to_owned(), [self.len.div_ceil(256), 1, 1], 256)
+    }
+}
+
+impl DecideHighestParams {
+    /// `decide_n_f32_highest`.
+    pub fn launch(&self) -> Launch {
+        Launch::new("decide_n_f32_highest".to_owned(), [self.batch, 1, 1], 256)
     }
 }
 

@@ -235,6 +235,25 @@ struct DecideParams {
 };
 static_assert(sizeof(DecideParams) == 24, "mirrored in params.rs");
 
+// `keep[n, i]`: whether a margin is at least `threshold` and among the highest of its sample, of equals the first ones.
+struct DecideHighestParams {
+    // `[batch, per_sample]`.
+    const float* margin;
+    u8* keep;
+    // What each sample has spent, `[batch]`; the price of what is kept is added. Null: up to `most` units are kept.
+    float* spent;
+    u32 batch;
+    u32 per_sample;
+    u32 most;
+    float threshold;
+    // Of a unit; what should have been spent behind it, and what may be in all.
+    float price;
+    float pace;
+    float limit;
+    u32 reserved;
+};
+static_assert(sizeof(DecideHighestParams) == 56, "mirrored in params.rs");
+
 // The lists for one map of a chain of convolutions.
 struct CompactLevel {
     // Active pixels, `[batch · pixels]` and `[batch + 1]`; null: not wanted.

@@ -88,6 +88,11 @@ mirror! {
     }
     /// `decide_n_f32`.
     DecideParams, 24 { margin: Address, keep: Address, len: u32, threshold: f32 }
+    /// `decide_n_f32_highest`.
+    DecideHighestParams, 56 {
+        margin: Address, keep: Address, spent: Address, batch: u32, per_sample: u32, most: u32, threshold: f32,
+        price: f32, pace: f32, limit: f32, reserved: u32,
+    }
     /// One map of [`CompactRowsParams`].
     CompactLevel, 64 {
         index: Address, start: Address, other_index: Address, other_start: Address, h: u32, w: u32, kernel: u32,

@@ -1,10 +1,10 @@
 //! Launches of `gate.cu`.
 
-use super::{Decide, Most};
-use crate::cuda::params::{Address, DecideParams, LinearParams, PatchGateParams};
+use super::{Account, Decide, Most};
+use crate::cuda::params::{Address, DecideHighestParams, DecideParams, LinearParams, PatchGateParams};
 use crate::cuda::{Buffer, CudaQueue, Linear, PatchGate, Vector};
 use crate::error::require;
-use crate::{Error, Extent, Result};
+use crate::{Extent, Result};
 
 pub(crate) fn patch(
     queue: &mut CudaQueue<'_>,
@@ -84,19 +84,32 @@ pub(crate) unsafe fn linear_unchecked(
 
 pub(crate) fn decide(queue: &mut CudaQueue<'_>, call: Decide<'_, Vector<f32>, Vector<bool>>) -> Result<()> {
     let Decide { batch, per_sample, margins, at_least, most, keep, keep_at } = call;
-    if !matches!(most, Most::All) {
-        let why = "policies that rank units (topk, budget) run on the CPU only";
-        return Err(Error::Geometry { op: "decide", why, geometry: format!("batch {batch}") });
-    }
     let shape = format_args!("{batch} samples of {per_sample} units");
     require("decide", "margins", margins.len(), &[batch, per_sample], &shape)?;
     require("decide", "decisions", keep.len().saturating_sub(keep_at), &[batch, per_sample], &shape)?;
-    let params = DecideParams {
-        margin: queue.at(&margins.memory),
-        keep: queue.at(&keep.memory) + keep_at as u64,
-        len: (batch * per_sample) as u32,
+    let (margin, keep) = (queue.at(&margins.memory), queue.at(&keep.memory) + keep_at as u64);
+    let what = format_args!("decide, {shape}");
+    let highest = DecideHighestParams {
+        margin,
+        keep,
+        batch: batch as u32,
+        per_sample: per_sample as u32,
         threshold: at_least,
+        ..DecideHighestParams::default()
     };
-    // SAFETY: operands were checked above.
-    unsafe { queue.launch(&params.launch(), &params, &format_args!("decide, {shape}")) }
+    let params = match most {
+        Most::All => {
+            let len = (batch * per_sample) as u32;
+            let params = DecideParams { margin, keep, len, threshold: at_least };
+            // SAFETY: operands were checked above.
+            return unsafe { queue.launch(&params.launch(), &params, &what) };
+        }
+        Most::Count(most) => DecideHighestParams { most: most.min(per_sample) as u32, ..highest },
+        Most::Paid(Account { spent, price, pace, limit }) => {
+            require("decide", "account", spent.len(), &[batch], &shape)?;
+            DecideHighestParams { spent: queue.at(&spent.memory), price, pace, limit, ..highest }
+        }
+    };
+    // SAFETY: as above.
+    unsafe { queue.launch(&params.launch(), &params, &what) }
 }

@@ -85,6 +85,77 @@ INLINE void linear(const LinearParams& p) {
     }
 }
 
+constexpr u32 RANK_THREADS = 256, DIGITS = 256;
+
+// A number that is in the order of margins; equal for both zeros.
+INLINE u32 ascending(float margin) {
+    const u32 bits = bits_of(margin + 0.f);
+    return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+
+// How many units a sample can pay for.
+INLINE u32 affordable(const DecideHighestParams& p, float spent) {
+    const float paced = roundf((p.pace - spent) / p.price), left = floorf((p.limit - spent) / p.price + 1e-3f);
+    const float units = paced < left ? paced : left;
+    return units > 0.f ? u32(units < float(p.per_sample) ? units : float(p.per_sample)) : 0;
+}
+
+// A thread block for each sample. The last margin that is kept is found digit by digit, by the number of units that have
+// each; of units with that margin the first are kept, by a prefix sum.
+// Grid: samples.
+INLINE void decide_highest(const DecideHighestParams& p) {
+    SHARED(u32, digits, DIGITS);
+    // The digits found, and how many units have to be found among those that have them.
+    SHARED(u32, found, 2);
+    const u32 n = blockIdx.x;
+    const float* margin = p.margin + u64(n) * p.per_sample;
+    u8* keep = p.keep + u64(n) * p.per_sample;
+    const u32 most = p.spent ? affordable(p, p.spent[n]) : p.most;
+    u32 mine = 0;
+    for (u32 i = threadIdx.x; i < p.per_sample; i += RANK_THREADS) mine += margin[i] >= p.threshold;
+    const u32 candidates = block_sum<RANK_THREADS>(mine), kept = min(candidates, most);
+    if (threadIdx.x == 0) {
+        found[0] = 0;
+        found[1] = most;
+        if (p.spent) p.spent[n] += multiply(float(kept), p.price);
+    }
+    if (kept == 0 || kept == candidates) {
+        for (u32 i = threadIdx.x; i < p.per_sample; i += RANK_THREADS) keep[i] = kept && margin[i] >= p.threshold;
+        return;
+    }
+    for (u32 shift = 32; shift > 0;) {
+        shift -= 8;
+        digits[threadIdx.x] = 0;
+        __syncthreads();
+        const u32 prefix = found[0], wanted = found[1];
+        for (u32 i = threadIdx.x; i < p.per_sample; i += RANK_THREADS) {
+            const u32 order = ascending(margin[i]);
+            const bool among = shift == 24 || order >> (shift + 8) == prefix;
+            if (among && margin[i] >= p.threshold) atomicAdd(&digits[order >> shift & 255], 1u);
+        }
+        __syncthreads();
+        // The highest digit first.
+        const u32 digit = DIGITS - 1 - threadIdx.x, count = digits[digit];
+        const u32 above = block_scan<RANK_THREADS>(count).before;
+        if (above < wanted && wanted <= above + count) {
+            found[0] = prefix << 8 | digit;
+            found[1] = wanted - above;
+        }
+        __syncthreads();
+    }
+    const u32 last = found[0];
+    u32 equals = found[1];
+    for (u32 i0 = 0; i0 < p.per_sample; i0 += RANK_THREADS) {
+        const u32 i = i0 + threadIdx.x;
+        const bool candidate = i < p.per_sample && margin[i] >= p.threshold;
+        const u32 order = candidate ? ascending(margin[i]) : 0;
+        const bool equal = candidate && order == last;
+        const Scan scan = block_scan<RANK_THREADS>(equal);
+        if (i < p.per_sample) keep[i] = candidate && (order > last || (equal && scan.before < equals));
+        equals -= min(equals, scan.all);
+    }
+}
+
 }  // namespace
 
 #define KERNELS(T)                                                                                                  \
@@ -109,3 +180,9 @@ extern "C" __global__ void __launch_bounds__(256) decide_n_f32(const __grid_cons
     if (i < p.len) p.keep[i] = p.margin[i] >= p.threshold;
 }
 KERNEL(decide_n_f32, DecideParams, 256, 0)
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS)
+    decide_n_f32_highest(const __grid_constant__ DecideHighestParams p) {
+    decide_highest(p);
+}
+KERNEL(decide_n_f32_highest, DecideHighestParams, RANK_THREADS, 0)

@@ -187,8 +187,8 @@ impl Common<'_> {
     fn check(&self, variant: &Variant, place: &Place, policy: &str, seed: u64) -> Result<()> {
         let args = DeviceArgs::of(&place.device, place.threads, &place.dtype)?;
         if policy != grid::STATIC {
-            let dtype = args.dtype();
-            let subject = Subject { spec: &variant.model.spec, seed, threads: place.threads, dtype };
+            let (spec, dtype, kind) = (&variant.model.spec, args.dtype(), args.kind());
+            let subject = Subject { spec, seed, threads: place.threads, dtype, kind };
             named(policy, subject).with_context(|| format!("policies: {}", variant.label))?;
         }
         Ok(())
@@ -199,12 +199,12 @@ impl Common<'_> {
         let spec = &model.spec;
         let images = self.images(spec)?;
         let args = DeviceArgs::of(&cell.device, cell.threads, &cell.dtype)?;
-        let (dtype, threads) = (args.dtype(), cell.threads);
+        let (dtype, kind, threads) = (args.dtype(), args.kind(), cell.threads);
         let text = if cell.policy == grid::STATIC { "always" } else { &cell.policy };
-        let policy = named(text, Subject { spec, seed: cell.seed, threads, dtype })?;
+        let policy = named(text, Subject { spec, seed: cell.seed, threads, dtype, kind })?;
         let plan = ExecutionPlan::sparse(spec);
         // A profile says nothing about other devices and types than its own.
-        let profile = self.profile.filter(|profile| profile.check_use(args.kind(), dtype).is_ok());
+        let profile = self.profile.filter(|profile| profile.check_use(kind, dtype).is_ok());
         let forecast = profile.map(|profile| {
             let setting = Setting::of(profile, threads, dtype);
             Forecast { profile, plan: &plan, setting }

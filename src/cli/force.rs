@@ -43,7 +43,8 @@ impl ForceArgs {
         device: &DeviceArgs,
     ) -> Result<Box<dyn Policy>> {
         let Some(density) = density else {
-            let subject = Subject { spec, seed: self.seed, threads: device.threads(), dtype: device.dtype() };
+            let (threads, dtype, kind) = (device.threads(), device.dtype(), device.kind());
+            let subject = Subject { spec, seed: self.seed, threads, dtype, kind };
             return named(&self.policy, subject).context("--policy");
         };
         let pattern = match self.pattern {

@@ -1,8 +1,10 @@
 use crate::Extent;
 use crate::device::*;
 use crate::testing::{Random, worst};
-use laud_kernels::cuda::params::{DecideParams, LinearParams, PatchGateParams};
-use laud_kernels::gate::{Linear, PatchGate, reference_linear, reference_patch};
+use laud_kernels::cuda::params::{DecideHighestParams, DecideParams, LinearParams, PatchGateParams};
+use laud_kernels::gate::{
+    Account, Decide, Linear, Most, PatchGate, reference_decide, reference_linear, reference_patch,
+};
 
 /// Sums of up to a few thousand terms of order one, in another order, divided by their number.
 const SUMMATION_ORDER: f32 = 1e-5;
@@ -96,4 +98,59 @@ fn ties_are_kept_and_nan_is_not() {
         keep
     });
     assert_eq!(keep, [1, 1, 1, 0, 0, 1, 0]);
+}
+
+/// Decisions and what was spent, by the definition and by the kernel.
+fn check_highest(margins: &[f32], (batch, per_sample): (usize, usize), at_least: f32, count: usize) {
+    let (price, pace, limit) = (0.5, 0.25 + 0.5 * count as f32, 0.6 * count as f32);
+    for paid in [false, true] {
+        let (mut keep, mut spent) = (vec![true; margins.len()], vec![0.25; batch]);
+        let most = match paid {
+            false => Most::Count(count),
+            true => Most::Paid(Account { spent: &mut spent[..], price, pace, limit }),
+        };
+        let keep_at = 0;
+        reference_decide(Decide { batch, per_sample, margins, at_least, most, keep: &mut keep, keep_at });
+        let got = in_any_order(|emulator| {
+            let (mut keep, mut spent) = (vec![7u8; margins.len()], vec![0.25; batch]);
+            let params = DecideHighestParams {
+                margin: address(margins),
+                keep: address_mut(&mut keep),
+                spent: if paid { address_mut(&mut spent) } else { 0 },
+                batch: batch as u32,
+                per_sample: per_sample as u32,
+                most: count as u32,
+                threshold: at_least,
+                price,
+                pace,
+                limit,
+                reserved: 0,
+            };
+            execute(emulator, &params.launch(), &params);
+            (keep, spent)
+        });
+        let keep = keep.into_iter().map(u8::from).collect::<Vec<_>>();
+        assert_eq!(got, (keep, spent), "{batch}×{per_sample}, {count} of at least {at_least}, paid: {paid}");
+    }
+}
+
+#[test]
+fn the_highest_margins_are_kept_of_equals_the_first() {
+    let mut random = Random(7);
+    for (batch, per_sample, at_least) in
+        [(1, 1, 0.0), (3, 7, 0.2), (2, 64, f32::NEG_INFINITY), (1, 3000, -0.3), (2, 257, 2.0), (2, 256, -4.0)]
+    {
+        let values = random.values(batch * per_sample);
+        // Few different values, so that many are equal; and each its own.
+        for steps in [8.0, 1e6] {
+            let mut margins: Vec<f32> = values.iter().map(|x| (steps * x).round() / steps).collect();
+            margins[0] = -0.0;
+            margins[batch * per_sample - 1] = f32::NAN;
+            for count in [0, 1, 2, per_sample / 2, per_sample, per_sample + 1] {
+                check_highest(&margins, (batch, per_sample), at_least, count);
+            }
+        }
+    }
+    check_highest(&[f32::INFINITY, 3.0, f32::NEG_INFINITY, f32::INFINITY], (1, 4), f32::NEG_INFINITY, 3);
+    check_highest(&[0.5; 600], (2, 300), 0.5, 299);
 }
