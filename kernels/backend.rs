@@ -138,6 +138,16 @@ pub trait Backend: Send + Sync + 'static {
     /// leaves compact, an operation on the other can read then.
     fn same_rows(a: &Self::Rows, b: &Self::Rows) -> bool;
 
+    /// In a program: says that what is issued until [`end_when`](Self::end_when) does nothing if the list is empty. True
+    /// where the device then leaves all of it out as one; that has to be ended.
+    fn when(_queue: &mut Self::Queue<'_>, _rows: &Self::Rows) -> Result<bool> {
+        Ok(false)
+    }
+    /// See [`when`](Self::when).
+    fn end_when(_queue: &mut Self::Queue<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// See [`gate::patch`]: margins `[batch, grid.h, grid.w]`.
     fn patch_gate(
         queue: &mut Self::Queue<'_>,

@@ -12,7 +12,7 @@ use laud::plan::ExecutionPlan;
 use laud::policy::{Subject, named};
 use laud::predictor::DeviceKind;
 use laud::predictor::workload::DType;
-use laud::train::{random_images, random_weights};
+use laud::train::{PerGate, random_images, random_weights};
 use laud::{Element, Output, RandomWeights, Session};
 use laud_emulation::{EmulatedDevice, Emulator};
 use laud_models::NetSpec;
@@ -221,6 +221,36 @@ fn memory_is_taken_once_and_given_back() {
     assert!(launches.iter().all(|&n| n == launches[0] && n > 20), "{launches:?}");
     drop(session);
     assert_eq!(device.allocations(), 0);
+}
+
+#[test]
+fn a_layer_that_is_skipped_is_left_out_of_a_recorded_inference() {
+    let spec = net(
+        r#"{"arch": "cifar_resnet", "depths": [2, 2], "widths": [8, 12], "stem_width": 8, "input_size": [10, 13],
+            "dyn_mode": "layer"}"#,
+    );
+    let (weights, device) = (random_weights(&spec, 11).unwrap(), device());
+    let cpu = session(&spec, &weights, |builder| builder.threads(1));
+    let cuda = session(&spec, &weights, |builder| builder.cuda(Arc::new(device.clone())));
+    let decided = |keep: [bool; 4]| {
+        let masks = keep.map(|keep| PerGate { spatial: Some(vec![keep; BATCH]), channel: None });
+        recorded(&spec, &masks)
+    };
+    let images = random_images(&spec, BATCH, 13).unwrap();
+    for batch in [1, 2] {
+        let images = images.narrow(0, 0, batch).unwrap();
+        // Issued, recorded, and replayed with other decisions than those of the recording.
+        let mut launches = Vec::new();
+        for keep in [[true; 4], [false; 4], [true; 4], [false; 4], [true, false, false, true]] {
+            let (policy, before) = (decided(keep), device.launches());
+            let found = run(&cuda, &images, Some(&policy));
+            launches.push(device.launches() - before);
+            assert_agree(&format!("{keep:?}"), &found, &run(&cpu, &images, Some(&policy)));
+        }
+        // Of every block two convolutions.
+        let replayed = launches[2..].iter().map(|n| launches[2] - n).collect::<Vec<_>>();
+        assert_eq!(replayed, if batch == 1 { [0, 8, 4] } else { [0, 0, 0] }, "batch {batch}: {launches:?}");
+    }
 }
 
 #[test]

@@ -216,6 +216,14 @@ impl Backend for Cuda {
         channels.set_all(total);
     }
 
+    fn when(queue: &mut CudaQueue<'_>, rows: &Rows) -> Result<bool> {
+        queue.when(rows)
+    }
+
+    fn end_when(queue: &mut CudaQueue<'_>) -> Result<()> {
+        queue.end_when()
+    }
+
     /// What is in a list is known to the device only; and there a row found by its pixel is as quick to read.
     fn same_rows(_a: &Rows, _b: &Rows) -> bool {
         false

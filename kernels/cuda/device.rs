@@ -6,20 +6,23 @@
 use super::driver::{Driver, Failure, Properties, Stream};
 use super::launch::Launch;
 use super::params::Address;
+use super::stream::{DeviceStream, try_conditions};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A GPU.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     device: sys::CUdevice,
-    context: sys::CUcontext,
-    properties: Properties,
+    pub(super) context: sys::CUcontext,
+    pub(super) properties: Properties,
     kernels: Mutex<Kernels>,
+    /// Whether graphs can have conditions; nothing until that was tried.
+    conditions: OnceLock<bool>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current.
@@ -83,7 +86,13 @@ impl Device {
         // SAFETY: as above; released when the last owner goes.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
             .map_err(|failure| format!("no context: {failure}"))?;
-        Ok(Self(Arc::new(Inner { device, context, properties, kernels: Mutex::default() })))
+        let (kernels, conditions) = (Mutex::default(), OnceLock::new());
+        Ok(Self(Arc::new(Inner { device, context, properties, kernels, conditions })))
+    }
+
+    /// Finds out whether graphs can have conditions, with the kernel that they need, if it was loaded.
+    pub(super) fn look_for_conditions(&self) {
+        self.0.conditions.get_or_init(|| try_conditions(self));
     }
 
     /// Loads kernels from machine code.
@@ -136,14 +145,19 @@ fn is_whole(code: &[u8]) -> bool {
 }
 
 impl Inner {
+    /// Whether graphs can have conditions.
+    pub(super) fn has_conditions(&self) -> bool {
+        self.conditions.get().copied().unwrap_or(false)
+    }
+
     /// Makes the context this thread's.
-    fn bind(&self) -> Result<(), Failure> {
+    pub(super) fn bind(&self) -> Result<(), Failure> {
         // SAFETY: the context is retained as long as this lives.
         check(unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
     /// A kernel by its name, allowed the shared memory it is launched with.
-    fn kernel(&self, launch: &Launch) -> Result<sys::CUfunction, Failure> {
+    pub(super) fn kernel(&self, launch: &Launch) -> Result<sys::CUfunction, Failure> {
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kernel = match kernels.found.get(&launch.kernel) {
             Some(kernel) => *kernel,
@@ -248,170 +262,7 @@ unsafe impl Driver for Device {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>, Failure> {
-        /// Does not wait for the stream that everybody shares.
-        const NON_BLOCKING: u32 = 1;
-        self.0.bind()?;
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: a context is current.
-        check(unsafe { sys::cuStreamCreate(&mut stream, NON_BLOCKING) })?;
-        let (graphs, stamps, noted) = (vec![], vec![], 0);
-        Ok(Box::new(DeviceStream { device: self.0.clone(), stream, graphs, stamps, noted }))
-    }
-}
-
-/// A stream of the driver, with its graphs and events.
-struct DeviceStream {
-    device: Arc<Inner>,
-    stream: sys::CUstream,
-    graphs: Vec<sys::CUgraphExec>,
-    stamps: Vec<sys::CUevent>,
-    /// Stamps of the latest program.
-    noted: usize,
-}
-
-// SAFETY: the driver's handles may be used from any thread that has made the context current.
-unsafe impl Send for DeviceStream {}
-
-impl Stream for DeviceStream {
-    unsafe fn launch(&mut self, launch: &Launch, params: &[u64]) -> Result<(), Failure> {
-        self.device.bind()?;
-        let function = self.device.kernel(launch)?;
-        let [x, y, z] = launch.grid;
-        let mut args = [params.as_ptr().cast_mut().cast()];
-        // SAFETY: the kernel takes one struct, which `params` is by the caller's word; it is read before this returns.
-        check(unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                launch.shared,
-                self.stream,
-                args.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        })
-    }
-
-    unsafe fn copy_in(&mut self, to: Address, from: *const u8, bytes: usize) -> Result<(), Failure> {
-        self.device.bind()?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: the caller's word.
-        check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream) })
-    }
-
-    unsafe fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), Failure> {
-        self.device.bind()?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: the caller's word.
-        check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) })
-    }
-
-    unsafe fn copy_out(&mut self, to: *mut u8, from: Address, bytes: usize) -> Result<(), Failure> {
-        self.device.bind()?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: the caller's word.
-        check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.stream) })
-    }
-
-    fn wait(&mut self) -> Result<(), Failure> {
-        self.device.bind()?;
-        // SAFETY: the stream is ours.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) })
-    }
-
-    fn record(&mut self) -> Result<(), Failure> {
-        self.device.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is ours, and not recording.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })
-    }
-
-    fn recorded(&mut self) -> Result<usize, Failure> {
-        self.device.bind()?;
-        let mut graph = std::ptr::null_mut();
-        let mut executable = std::ptr::null_mut();
-        // SAFETY: the stream is ours and recording; the graph is ours then, and no longer needed once it is executable.
-        unsafe {
-            check(sys::cuStreamEndCapture(self.stream, &mut graph))?;
-            let outcome = check(sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
-            sys::cuGraphDestroy(graph);
-            outcome?;
-        }
-        self.graphs.push(executable);
-        Ok(self.graphs.len() - 1)
-    }
-
-    fn abandon(&mut self) {
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: the stream is ours; what was recorded, if anything, is ours then.
-        unsafe {
-            let _ = self.device.bind();
-            sys::cuStreamEndCapture(self.stream, &mut graph);
-            if !graph.is_null() {
-                sys::cuGraphDestroy(graph);
-            }
-        }
-    }
-
-    unsafe fn replay(&mut self, number: usize) -> Result<(), Failure> {
-        self.device.bind()?;
-        let graph = self.graphs.get(number).ok_or_else(|| Failure::Other("no such recording".to_owned()))?;
-        // SAFETY: the graph is ours; what it uses is valid by the caller's word.
-        check(unsafe { sys::cuGraphLaunch(*graph, self.stream) })
-    }
-
-    fn stamp(&mut self, i: usize) -> Result<(), Failure> {
-        self.device.bind()?;
-        while self.stamps.len() <= i {
-            let mut event = std::ptr::null_mut();
-            // SAFETY: a context is current.
-            check(unsafe { sys::cuEventCreate(&mut event, 0) })?;
-            self.stamps.push(event);
-        }
-        self.noted = i + 1;
-        // SAFETY: the event and the stream are ours.
-        check(unsafe { sys::cuEventRecord(self.stamps[i], self.stream) })
-    }
-
-    fn lap(&mut self, i: usize) -> Result<u64, Failure> {
-        self.device.bind()?;
-        if i + 1 >= self.noted {
-            return Err(Failure::Other(format!("stamp {i} or the next one is missing")));
-        }
-        if self.device.properties.driver_version < 12080 {
-            return Err(Failure::Other("telling times needs a driver for CUDA 12.8 or newer".to_owned()));
-        }
-        let mut milliseconds = 0.0;
-        // SAFETY: both events are ours and were recorded.
-        check(unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, self.stamps[i], self.stamps[i + 1]) })?;
-        Ok((f64::from(milliseconds) * 1e6) as u64)
-    }
-}
-
-impl Drop for DeviceStream {
-    fn drop(&mut self) {
-        // SAFETY: everything is ours, and over once the stream has been waited for; what fails here cannot be helped.
-        unsafe {
-            let _ = self.device.bind();
-            sys::cuStreamSynchronize(self.stream);
-            for graph in &self.graphs {
-                sys::cuGraphExecDestroy(*graph);
-            }
-            for event in &self.stamps {
-                sys::cuEventDestroy_v2(*event);
-            }
-            sys::cuStreamDestroy_v2(self.stream);
-        }
+        Ok(Box::new(DeviceStream::new(&self.0)?))
     }
 }
 
@@ -453,7 +304,7 @@ fn properties(device: sys::CUdevice) -> Result<Properties, Failure> {
 }
 
 /// The driver's answer in words.
-fn check(outcome: sys::CUresult) -> Result<(), Failure> {
+pub(super) fn check(outcome: sys::CUresult) -> Result<(), Failure> {
     match outcome {
         sys::CUresult::CUDA_SUCCESS => Ok(()),
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Failure::OutOfMemory),

@@ -107,6 +107,20 @@ pub trait Stream: Send {
     fn recorded(&mut self) -> Result<usize, Failure>;
     /// Ends a recording that failed, and forgets it.
     fn abandon(&mut self);
+    /// In a recording: what is asked for from here to [`end_when`](Self::end_when) is done only if `number`, a `u32`, is
+    /// not 0 when its turn comes. False where that cannot be had: then it is always done, and there is nothing to end.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    ///
+    /// # Safety
+    /// As for memory in [`launch`](Self::launch).
+    unsafe fn when(&mut self, number: Address) -> Result<bool, Failure>;
+    /// Ends what is done under a condition.
+    ///
+    /// # Errors
+    /// When none was begun, or something in between cannot be recorded.
+    fn end_when(&mut self) -> Result<(), Failure>;
     /// Does what was recorded.
     ///
     /// # Errors

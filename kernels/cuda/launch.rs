@@ -4,9 +4,9 @@
 //! do ends at once, so that a launch can be recorded once and replayed.
 
 use super::params::{
-    CompactChannelsParams, CompactRowsParams, DecideHighestParams, DecideParams, DepthwiseParams,
-    FromNchwParams, GatherGemmParams, GatherParams, LinearParams, MaxPoolParams, MeanPoolParams,
-    PadChannelsParams, PatchGateParams, Rows, ScaleParams, ToNchwParams, Window,
+    CompactChannelsParams, CompactRowsParams, ConditionParams, DecideHighestParams, DecideParams,
+    DepthwiseParams, FromNchwParams, GatherGemmParams, GatherParams, LinearParams, MaxPoolParams,
+    MeanPoolParams, PadChannelsParams, PatchGateParams, Rows, ScaleParams, ToNchwParams, Window,
 };
 use std::fmt::Display;
 
@@ -166,6 +166,13 @@ impl GatherParams {
         let tasks = u64::from(self.rows.batch) * u64::from(self.rows.pixels) * u64::from(taps);
         let blocks = tasks.div_ceil(8).min(u64::from(most)) as u32;
         Launch::new(format!("gather_nhwc_{dtype}"), [blocks, 1, 1], 256)
+    }
+}
+
+impl ConditionParams {
+    /// `condition_u32`.
+    pub fn launch() -> Launch {
+        Launch::new("condition_u32".to_owned(), [1, 1, 1], 32)
     }
 }
 

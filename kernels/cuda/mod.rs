@@ -6,7 +6,8 @@
 //! else a launch needs is in [`launch`].
 
 //!
-//! [`Cuda`] is the backend: it turns operations into launches on a [`Driver`].
+//! [`Cuda`] is the backend: it turns operations into launches on a [`Driver`]. `condition.cu` is no operation: by it a graph
+//! finds out whether a part of it has anything to do.
 
 mod backend;
 pub(crate) mod check;
@@ -20,6 +21,7 @@ mod precision;
 mod queue;
 mod shape;
 mod source;
+mod stream;
 mod toolchain;
 mod weights;
 

@@ -85,6 +85,14 @@ struct GatherGemmParams {
 };
 static_assert(sizeof(GatherGemmParams) == 216, "mirrored in params.rs");
 
+// Whether the graph behind a conditional node is run: if `*number` is not zero.
+struct ConditionParams {
+    // Of the node's condition, as the driver gave it.
+    u64 handle;
+    const u32* number;
+};
+static_assert(sizeof(ConditionParams) == 16, "mirrored in params.rs");
+
 // Copies what the taps of listed pixels hold: row `i` of the output is `[kernel_h][kernel_w][c]`, zero outside.
 struct GatherParams {
     Rows rows;

@@ -42,6 +42,8 @@ mirror! {
         group_out: u32, groups: u32, input_pitch: u32, output_pitch: u32, weight_pitch: u32, bias_pitch: u32,
         input_rows: u32, output_rows: u32, residual: u32, act: u32, split: u32,
     }
+    /// `condition_u32`.
+    ConditionParams, 16 { handle: u64, number: Address }
     /// `gather_nhwc_*`.
     GatherParams, 96 {
         rows: Rows, window: Window, input: Address, output: Address, c: u32, input_pitch: u32, output_pitch: u32,
@@ -164,8 +166,9 @@ mod tests {
 
     /// Structs of a C++ header with the offsets that C's rules give: name, size, alignment, fields.
     fn read(header: &str) -> Vec<(String, usize, Vec<Field>)> {
-        let mut types: HashMap<String, (usize, usize)> =
-            [("u32", 4), ("float", 4), ("u8", 1)].map(|(name, n)| (name.to_owned(), (n, n))).into();
+        let mut types: HashMap<String, (usize, usize)> = [("u32", 4), ("float", 4), ("u8", 1), ("u64", 8)]
+            .map(|(name, n)| (name.to_owned(), (n, n)))
+            .into();
         let mut structs = Vec::new();
         let mut open: Option<(String, usize, usize, Vec<_>)> = None;
         for line in header.lines().map(|line| line.split("//").next().unwrap().trim()) {

@@ -8,17 +8,18 @@ pub(super) struct Unit {
 }
 
 macro_rules! units {
-    ($($name:literal),* $(,)?) => {
-        /// Every operation's kernels.
-        pub(super) const UNITS: &[Unit] = &[$(Unit {
+    ($($(#[$doc:meta])* $units:ident: $($name:literal),* ;)*) => {$(
+        $(#[$doc])*
+        pub(super) const $units: &[Unit] = &[$(Unit {
             name: $name,
             text: include_str!(concat!("../", $name, "/", $name, ".cu")),
         }),*];
-    };
+    )*};
 }
 
 units!(
-    "compact",
+    /// Every operation's kernels.
+    UNITS: "compact",
     "depthwise",
     "gate",
     "gather_gemm",
@@ -26,7 +27,9 @@ units!(
     "max_pool",
     "mean_pool",
     "shortcut",
-    "squeeze_excite",
+    "squeeze_excite";
+    /// What not every driver has: nothing depends on it but times.
+    OPTIONAL: "condition";
 );
 
 /// What they include, by the name they include it by.
@@ -44,7 +47,7 @@ pub(super) const OPTIONS: [&str; 1] = ["--std=c++17"];
 /// A number that changes with the source of the kernels: FNV-1a.
 pub fn hash() -> u64 {
     let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
-    let units = UNITS.iter().flat_map(|unit| [unit.name, unit.text]);
+    let units = UNITS.iter().chain(OPTIONAL).flat_map(|unit| [unit.name, unit.text]);
     headers
         .chain(units)
         .chain(OPTIONS)

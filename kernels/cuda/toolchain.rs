@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::driver::Driver;
 use super::nvrtc::Nvrtc;
-use super::source::{self, UNITS, Unit};
+use super::source::{self, OPTIONAL, UNITS, Unit};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +41,10 @@ impl Toolchain {
             self.load(&device, unit)
                 .map_err(|why| failed(format!("cuda:{number}: {}.cu", unit.name), why))?;
         }
+        for unit in OPTIONAL {
+            let _ = self.load(&device, unit);
+        }
+        device.look_for_conditions();
         Ok(Arc::new(device))
     }
 
@@ -54,7 +58,7 @@ impl Toolchain {
             Nvrtc::load(&self.folders()).map_err(|why| failed("compiling kernels".to_owned(), why))?;
         let mut files = Vec::new();
         for arch in architectures {
-            for unit in UNITS {
+            for unit in UNITS.iter().chain(OPTIONAL) {
                 let what = || format!("{}.cu for {arch} by {}", unit.name, compiler.version());
                 let code = compiler.compile(unit, arch).map_err(|why| failed(what(), why))?;
                 let file = file(folder, arch, unit);

@@ -50,7 +50,13 @@ pub(super) fn run<B: Backend>(
     compact(queue, run.batch, (block, plan, slot), lists, results)?;
     run.stamp::<B>(queue);
     shortcut(queue, run.batch, block, maps, lists)?;
+    // A single decision about a single sample: mostly it is worth asking whether there is anything to do.
+    let whole = run.batch == 1 && block.patch_gate.as_ref().is_some_and(|gate| gate.cells() == 1);
+    let asked = whole && B::when(queue, &lists.rows[block.convs.len() - 1])?;
     compute(queue, block, maps, lists)?;
+    if asked {
+        B::end_when(queue)?;
+    }
     if !block.in_place() {
         maps.stream.swap(0, 1);
     }

@@ -1,10 +1,10 @@
 use crate::Emulator;
 use laud_kernels::cuda::launch::Launch;
-use laud_kernels::cuda::params::Address;
+use laud_kernels::cuda::params::{Address, ConditionParams};
 use laud_kernels::cuda::{Driver, Failure, Properties, Stream};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -120,7 +120,13 @@ unsafe impl Driver for EmulatedDevice {
     }
 
     fn stream(&self) -> Result<Box<dyn Stream>, Failure> {
-        Ok(Box::new(Done { device: self.0.clone(), recording: None, recorded: vec![], stamps: vec![] }))
+        Ok(Box::new(Done {
+            device: self.0.clone(),
+            recording: None,
+            under: None,
+            recorded: vec![],
+            stamps: vec![],
+        }))
     }
 }
 
@@ -128,6 +134,8 @@ unsafe impl Driver for EmulatedDevice {
 struct Done {
     device: Arc<Inner>,
     recording: Option<Vec<Work>>,
+    /// What is recorded under a condition.
+    under: Option<(Condition, Vec<Work>)>,
     recorded: Vec<Vec<Work>>,
     stamps: Vec<Instant>,
 }
@@ -136,13 +144,18 @@ struct Done {
 enum Work {
     Launch { launch: Launch, params: Vec<u64> },
     Copy { to: u64, from: u64, bytes: usize },
+    When { condition: Condition, work: Vec<Work> },
 }
+
+/// What a kernel sets.
+type Condition = Box<AtomicU32>;
 
 impl Done {
     /// # Safety
     /// The addresses in it are valid for what it does.
     unsafe fn ask(&mut self, work: Work) -> Result<(), Failure> {
-        match &mut self.recording {
+        let under = self.under.as_mut().map(|(_, work)| work);
+        match under.or(self.recording.as_mut()) {
             Some(recording) => {
                 recording.push(work);
                 Ok(())
@@ -179,6 +192,11 @@ impl Inner {
                 unsafe { std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes) };
                 Ok(())
             }
+            Work::When { condition, work } if condition.load(Ordering::SeqCst) != 0 => {
+                // SAFETY: the caller's word.
+                work.iter().try_for_each(|work| unsafe { self.run(work) })
+            }
+            Work::When { .. } => Ok(()),
         }
     }
 }
@@ -227,7 +245,26 @@ impl Stream for Done {
     }
 
     fn abandon(&mut self) {
-        self.recording = None;
+        (self.recording, self.under) = (None, None);
+    }
+
+    unsafe fn when(&mut self, number: Address) -> Result<bool, Failure> {
+        if self.recording.is_none() || self.under.is_some() {
+            return Ok(false);
+        }
+        let condition = Condition::default();
+        let params = [condition.as_ptr() as u64, number];
+        // SAFETY: the kernel takes an address to write to, which lives as long as the recording, and one to read.
+        unsafe { self.launch(&ConditionParams::launch(), &params) }?;
+        self.under = Some((condition, vec![]));
+        Ok(true)
+    }
+
+    fn end_when(&mut self) -> Result<(), Failure> {
+        let none = || Failure::Other("no condition was begun".to_owned());
+        let (condition, work) = self.under.take().ok_or_else(none)?;
+        self.recording.as_mut().ok_or_else(none)?.push(Work::When { condition, work });
+        Ok(())
     }
 
     unsafe fn replay(&mut self, number: usize) -> Result<(), Failure> {
