@@ -19,12 +19,15 @@ fn recipe() -> Recipe {
     Recipe { epochs: 3, batch: 8, target: Some(0.5), seed: 5, skip_from: 0.6, ..Recipe::default() }
 }
 
+/// With a teacher, the same network without gates, where the recipe has a use for it.
 fn course<'a>(folder: &Path, data: &'a Batches, recipe: Recipe) -> Course<'a> {
     let config = NetConfig::from_json(CONFIG).unwrap();
     let spec = config.build().unwrap();
+    let weights = initial_weights(&spec, recipe.seed, recipe.gate_bias()).unwrap();
+    let taught = recipe.distill_features > 0.0;
     let trainer = Trainer::new(Setup {
-        weights: initial_weights(&spec, recipe.seed, recipe.gate_bias()).unwrap(),
-        teacher: None,
+        teacher: taught.then(|| (spec.without_gates(), weights.clone())),
+        weights,
         cost: Some(Cost::macs(&spec, recipe.rate_gradient()).unwrap()),
         steps: recipe.epochs * steps_per_epoch(data.len(), recipe.batch).unwrap(),
         maps: Arc::new(KernelMaps::new(2).unwrap()),
@@ -46,12 +49,17 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 
 #[test]
 fn a_training_that_was_cut_off_ends_with_the_same_weights() {
+    is_gone_on_with(recipe());
+    is_gone_on_with(Recipe { labels: false, distill_features: 1.0, ..recipe() });
+}
+
+fn is_gone_on_with(recipe: Recipe) {
     let (data, folder) = (images(), tempfile::tempdir().unwrap());
     let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
-    course(&whole, &data, recipe()).run(|_| Ok(())).unwrap();
+    course(&whole, &data, recipe.clone()).run(|_| Ok(())).unwrap();
     // Between two saved states, behind one, and in the first epoch's evaluation.
     for at in [3, 5, 8] {
-        let mut course = course(&cut, &data, recipe());
+        let mut course = course(&cut, &data, recipe.clone());
         course.resume().unwrap();
         let stopped = course.run(|event| match event {
             Event::Step(report) if report.step == at => bail!("cut off"),
@@ -59,7 +67,7 @@ fn a_training_that_was_cut_off_ends_with_the_same_weights() {
         });
         assert_eq!(stopped.unwrap_err().to_string(), "cut off");
     }
-    let mut last = course(&cut, &data, recipe());
+    let mut last = course(&cut, &data, recipe);
     assert!(last.resume().unwrap());
     last.run(|_| Ok(())).unwrap();
     for file in ["model.safetensors", "state.safetensors", "log.jsonl"] {
@@ -68,6 +76,30 @@ fn a_training_that_was_cut_off_ends_with_the_same_weights() {
     let log = String::from_utf8(read(&whole, "log.jsonl")).unwrap();
     let epochs = log.lines().filter(|line| line.contains("top1")).count();
     assert_eq!((log.lines().count(), epochs), (12 + 3, 3));
+}
+
+#[test]
+fn a_student_comes_closer_to_the_stages_of_its_teacher() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    let distances = |name: &str, weight: f64| {
+        let recipe = Recipe { labels: false, distill_features: weight, epochs: 10, ..recipe() };
+        let mut distances = Vec::new();
+        let mut course = course(&folder.path().join(name), &data, recipe);
+        course
+            .run(|event| {
+                if let Event::Step(step) = event {
+                    distances.extend(step.features);
+                }
+                Ok(())
+            })
+            .unwrap();
+        distances
+    };
+    let (weak, strong) = (distances("weak", 1e-6), distances("strong", 1.0));
+    // The student sees statistics of its batch, the teacher stored ones.
+    assert!(weak[0] == strong[0] && weak[0] > 0.0, "{} and {}", weak[0], strong[0]);
+    let last = |distances: &[f64]| distances.iter().rev().take(4).sum::<f64>() / 4.0;
+    assert!(last(&strong) < 0.9 * last(&weak), "{} and {}", last(&strong), last(&weak));
 }
 
 #[test]
@@ -222,4 +254,5 @@ fn errors_of_the_command_name_what_is_wrong() {
     assert!(message("few.bin", &["--lr", "-1"]).contains("lr is -1"));
     assert!(message("few.bin", &["--batch", "1", "--target", "0.5"]).contains("no gates"));
     assert!(message("few.bin", &["--batch", "1", "--no-labels"]).contains("teacher"));
+    assert!(message("few.bin", &["--batch", "1", "--distill-features", "1"]).contains("needs a teacher"));
 }

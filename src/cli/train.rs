@@ -88,6 +88,9 @@ struct Changes {
     /// Weight of distillation [default: 0.5]
     #[arg(long, value_name = "W")]
     distill: Option<f64>,
+    /// Weight of the distance between the stages of network and teacher [default: 0]
+    #[arg(long, value_name = "W")]
+    distill_features: Option<f64>,
     /// Learn from the teacher only
     #[arg(long)]
     no_labels: bool,
@@ -128,6 +131,7 @@ impl Changes {
         set(&mut recipe.gate_lr, self.gate_lr);
         set(&mut recipe.cost_weight, self.cost_weight);
         set(&mut recipe.distill, self.distill);
+        set(&mut recipe.distill_features, self.distill_features);
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);
         set(&mut recipe.noise_until, self.noise_until);

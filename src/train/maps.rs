@@ -21,6 +21,12 @@ pub struct Map {
     pub held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
+impl std::fmt::Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Map").field("tensor", &self.tensor).finish_non_exhaustive()
+    }
+}
+
 /// The operations on whole maps; gradients flow through all of them.
 ///
 /// [`Plain`] is the definition. Others compute the same faster; the network does not care.

@@ -46,7 +46,7 @@ pub use course::{Course, EpochReport, Event, Precision, steps_per_epoch};
 pub use decisions::{BlockMargins, BlockMasks, Decisions, PerGate, Sampling};
 pub use init::{GateBias, initial_weights, is_gate};
 pub use layers::{Conv, Statistics};
-pub use loss::{bounds, cost_target, cross_entropy, distillation};
+pub use loss::{bounds, cost_target, cross_entropy, distillation, feature_distance};
 pub use maps::{Map, MapOps, Plain};
 pub use network::{Activity, Evaluation, MaskedNetwork};
 pub use random::{random_images, random_weights};

@@ -96,12 +96,18 @@ impl MaskedNetwork {
         decisions: &Decisions<'_>,
         statistics: Statistics,
     ) -> Result<Activity> {
-        let mut keep = Vec::with_capacity(self.blocks.len());
+        let (mut keep, mut stages) = (Vec::with_capacity(self.blocks.len()), Vec::new());
         let logits = self.run(images, decisions, statistics, |seen| {
             keep.push(seen.keep.clone());
+            stages.extend(seen.last_of_stage.then(|| seen.map.clone()));
             Ok(())
         })?;
-        Ok(Activity { logits, keep })
+        Ok(Activity { logits, keep, stages })
+    }
+
+    /// What stages made of images in [`forward_train`](Self::forward_train), as `[n, c, h, w]`.
+    pub fn features(&self, activity: &Activity) -> Result<Vec<Tensor>> {
+        activity.stages.iter().map(|map| self.maps.leave(map)).collect()
     }
 
     /// Logits `[n, classes]`, and every block shown to `see`.
@@ -156,6 +162,8 @@ pub struct Activity {
     pub logits: Tensor,
     /// Decisions `[n, u]` of each block's gates, with their gradient.
     pub keep: Vec<PerGate<Tensor>>,
+    /// Behind the last block of each stage.
+    pub stages: Vec<Map>,
 }
 
 /// A block that was just computed.

@@ -37,6 +37,8 @@ pub struct Recipe {
     pub distill: f64,
     /// Temperature of distillation.
     pub distill_temperature: f64,
+    /// Weight of the distance between the student's and the teacher's stages; needs a teacher with the same shapes.
+    pub distill_features: f64,
     /// Share of the full cost to aim at; `None`: no cost loss.
     pub target: Option<f64>,
     /// Weight of the cost loss.
@@ -104,6 +106,7 @@ impl Default for Recipe {
             labels: true,
             distill: 0.5,
             distill_temperature: 4.0,
+            distill_features: 0.0,
             target: None,
             cost_weight: 10.0,
             temperature_first: 5.0,
@@ -162,6 +165,7 @@ impl Recipe {
             ("momentum", self.momentum),
             ("weight_decay", self.weight_decay),
             ("distill", self.distill),
+            ("distill_features", self.distill_features),
             ("cost_weight", self.cost_weight),
             ("noise_until", self.noise_until),
             ("skip_from", self.skip_from),

@@ -12,7 +12,7 @@ use super::cost::Cost;
 use super::decisions::{Decisions, Sampling};
 use super::init::is_gate;
 use super::layers::Statistics;
-use super::loss::{cost_target, cross_entropy, distillation};
+use super::loss::{cost_target, cross_entropy, distillation, feature_distance};
 use super::maps::MapOps;
 use super::network::MaskedNetwork;
 use super::recipe::{Recipe, Trained};
@@ -46,6 +46,9 @@ pub struct StepReport {
     /// Distillation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distillation: Option<f64>,
+    /// Distance from the teacher's stages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features: Option<f64>,
     /// Distance from the target cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_loss: Option<f64>,
@@ -84,6 +87,8 @@ impl Trainer {
         let Setup { spec, weights, teacher, cost, recipe, steps, maps } = setup;
         recipe.check()?;
         ensure!(recipe.labels || teacher.is_some(), "without labels a teacher is needed to learn from");
+        let hinted = recipe.distill_features > 0.0;
+        ensure!(!hinted || teacher.is_some(), "distill_features needs a teacher to learn stages from");
         let gated = spec.blocks.iter().any(|block| block.gate.is_some());
         ensure!(recipe.train != Trained::Gates || gated, "{}: has no gates to train", spec.name);
         ensure!(recipe.target.is_none() || gated, "{}: has no gates to reach a target with", spec.name);
@@ -186,6 +191,7 @@ impl Trainer {
             loss,
             cross_entropy: losses.cross_entropy.as_ref().map(scalar).transpose()?,
             distillation: losses.distillation.as_ref().map(scalar).transpose()?,
+            features: losses.features.as_ref().map(scalar).transpose()?,
             cost_loss: losses.cost_loss.as_ref().map(scalar).transpose()?,
             cost: losses.cost.as_ref().map(scalar).transpose()?,
             correct: correct(&losses.logits, labels)?,
@@ -251,6 +257,7 @@ impl Trainer {
             total: total.clone(),
             cross_entropy: None,
             distillation: None,
+            features: None,
             cost_loss: None,
             cost: None,
             logits: activity.logits.detach(),
@@ -260,11 +267,20 @@ impl Trainer {
             total = (total + &loss)?;
             losses.cross_entropy = Some(loss);
         }
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| recipe.distill > 0.0) {
-            let taught = teacher.forward_train(images, &Decisions::Learned, Statistics::Stored)?.logits;
-            let loss = distillation(&activity.logits, &taught, recipe.distill_temperature)?;
-            total = (total + (&loss * recipe.distill)?)?;
-            losses.distillation = Some(loss);
+        let taught = recipe.distill > 0.0 || recipe.distill_features > 0.0;
+        if let Some(teacher) = self.teacher.as_ref().filter(|_| taught) {
+            let taught = teacher.forward_train(images, &Decisions::Learned, Statistics::Stored)?;
+            if recipe.distill > 0.0 {
+                let loss = distillation(&activity.logits, &taught.logits, recipe.distill_temperature)?;
+                total = (total + (&loss * recipe.distill)?)?;
+                losses.distillation = Some(loss);
+            }
+            if recipe.distill_features > 0.0 {
+                let (student, teacher) = (self.network.features(&activity)?, teacher.features(&taught)?);
+                let loss = feature_distance(&student, &teacher)?;
+                total = (total + (&loss * recipe.distill_features)?)?;
+                losses.features = Some(loss);
+            }
         }
         if let Some(cost) = &self.cost {
             let spent = cost.of(&activity.keep)?;
@@ -298,6 +314,8 @@ pub struct Losses {
     pub cross_entropy: Option<Tensor>,
     /// Unweighted.
     pub distillation: Option<Tensor>,
+    /// Unweighted.
+    pub features: Option<Tensor>,
     /// Unweighted.
     pub cost_loss: Option<Tensor>,
     /// Cost ÷ that of the network without gates.
