@@ -51,7 +51,13 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 fn a_training_that_was_cut_off_ends_with_the_same_weights() {
     is_gone_on_with(recipe());
     // Mixtures of the first steps and images of the others.
-    is_gone_on_with(Recipe { labels: false, distill_features: 1.0, mix_until: 0.5, ..recipe() });
+    is_gone_on_with(Recipe {
+        labels: false,
+        distill_features: 1.0,
+        mix_until: 0.5,
+        target_by: 0.4,
+        ..recipe()
+    });
 }
 
 fn is_gone_on_with(recipe: Recipe) {

@@ -51,6 +51,6 @@ pub use maps::{Map, MapOps, Plain};
 pub use network::{Activity, Evaluation, MaskedNetwork};
 pub use random::{random_images, random_weights};
 pub use recipe::{Recipe, Trained};
-pub use schedule::{cosine, exponential};
+pub use schedule::{cosine, exponential, lowered};
 pub use sgd::Sgd;
 pub use trainer::{Losses, Setup, StepReport, Trainer, correct};

@@ -44,6 +44,8 @@ pub struct Recipe {
     pub mix_until: f64,
     /// Share of the full cost to aim at; `None`: no cost loss.
     pub target: Option<f64>,
+    /// Share of the steps by which the target has come down, evenly, from the full cost. 0: it holds from the start.
+    pub target_by: f64,
     /// Weight of the cost loss.
     pub cost_weight: f64,
     /// Gumbel-softmax temperature at the start.
@@ -112,6 +114,7 @@ impl Default for Recipe {
             distill_features: 0.0,
             mix_until: 0.0,
             target: None,
+            target_by: 0.0,
             cost_weight: 10.0,
             temperature_first: 5.0,
             temperature_last: 0.1,
@@ -171,6 +174,7 @@ impl Recipe {
             ("distill", self.distill),
             ("distill_features", self.distill_features),
             ("mix_until", self.mix_until),
+            ("target_by", self.target_by),
             ("cost_weight", self.cost_weight),
             ("noise_until", self.noise_until),
             ("skip_from", self.skip_from),

@@ -16,7 +16,7 @@ use super::loss::{cost_target, cross_entropy, distillation, feature_distance};
 use super::maps::MapOps;
 use super::network::MaskedNetwork;
 use super::recipe::{Recipe, Trained};
-use super::schedule::{cosine, exponential};
+use super::schedule::{cosine, exponential, lowered};
 use super::sgd::Sgd;
 use crate::random::Random;
 
@@ -288,6 +288,7 @@ impl Trainer {
             let spent = cost.of(&activity.keep)?;
             losses.cost = Some((&spent.total / cost.full())?.detach());
             if let Some(target) = recipe.target {
+                let target = lowered(target, recipe.target_by, progress);
                 let loss = cost_target(&spent, cost.full(), target, progress)?;
                 total = (total + (&loss * recipe.cost_weight)?)?;
                 losses.cost_loss = Some(loss);
