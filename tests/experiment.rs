@@ -62,10 +62,10 @@ fn a_grid_is_evaluated_once_and_becomes_a_page_and_advice() {
 
     let line = format!("advise --results {results} --budget");
     let text = prints(&format!("{line} 10s"));
-    assert!(
-        text.contains("the most accurate of 7 measured points") && text.contains("points per ms"),
-        "{text}"
-    );
+    assert!(text.contains("the most accurate of 7 measured points"), "{text}");
+    // Whether anything is faster and worse is a matter of the machine's load.
+    let front = prints_json(&format!("{line} 10s --json"));
+    assert_eq!(text.contains("points per ms"), front["front"].as_array().unwrap().len() > 1, "{text}");
     let advice = prints_json(&format!("{line} 10s --quantile p50 --json"));
     let best = found.iter().map(|row| row["found"]["top1"].as_f64().unwrap()).fold(0.0, f64::max);
     assert_eq!(advice["pick"]["top1"].as_f64(), Some(best));
