@@ -195,13 +195,11 @@ fn packed<E: Element>(
     let g = filter.geometry();
     let inputs = job.c_in.map(|list| &list[scratch.inputs.clone()]);
     let taps = g.kernel * g.kernel;
-    let each = taps * scratch.inputs.len() * filter.tile.columns.max(stored);
-    let slots = ((scratch.packed.as_slice().len() - SLACK) / each.max(1)).max(1);
-    let slot = column % slots;
+    let slot = column % ((scratch.packed.len() - SLACK) / scratch.packed_len);
     if scratch.packed_of.len() <= slot {
         scratch.packed_of.resize(slot + 1, (usize::MAX, 0));
     }
-    let start = slot * each;
+    let start = slot * scratch.packed_len;
     let there = scratch.packed_of[slot] == (job.sample, column);
     if !there {
         scratch.packed_of[slot] = (job.sample, column);

@@ -27,6 +27,8 @@ pub struct Scratch<E> {
     pub(super) sums: Buffer<f32>,
     /// Panels packed for this call, one after another, as many as there is space for.
     pub(super) packed: Buffer<E>,
+    /// From one to the next: the same for all of a call, however many channels are active.
+    pub(super) packed_len: usize,
     /// Sample and column that each of them is of.
     pub(super) packed_of: Vec<(usize, usize)>,
     pub(super) packed_bias: Vec<f32>,
@@ -53,6 +55,7 @@ impl<E: Element> Scratch<E> {
             zeros,
             sums: Buffer::zeroed(0, "scratch")?,
             packed,
+            packed_len: 0,
             packed_of: vec![],
             packed_bias,
             packed_constant,
@@ -92,9 +95,9 @@ impl<E: Element> Scratch<E> {
         // What an earlier call packed is of other weights.
         self.packed_of.clear();
         if packs {
-            let panel = g.kernel * g.kernel * inputs * filter.tile.columns;
-            let panels = (PACKED_BYTES / size_of::<E>() / panel.max(1)).clamp(1, filter.panels.len());
-            grow(&mut self.packed, panels * panel + SLACK, "packed active columns")?;
+            self.packed_len = (g.kernel * g.kernel * inputs * filter.tile.columns).max(1);
+            let panels = (PACKED_BYTES / size_of::<E>() / self.packed_len).clamp(1, filter.panels.len());
+            grow(&mut self.packed, panels * self.packed_len + SLACK, "packed active columns")?;
             self.packed_of.reserve(filter.panels.len());
             let bias = filter.bias.len() / filter.bias_stride * filter.tile.columns + SLACK;
             self.packed_bias.resize(self.packed_bias.len().max(bias), 0.0);

@@ -191,6 +191,21 @@ fn large_maps_pack_the_active_channels() {
 }
 
 #[test]
+fn what_is_packed_for_several_blocks_of_rows_stays() {
+    // Panels of other lengths, from one group or sample to the next.
+    for geometry in
+        [conv(20, 21, 48, 48, 3, 1, 2), conv(20, 21, 40, 96, 3, 1, 1), conv(17, 17, 72, 72, 1, 1, 3)]
+    {
+        for (density, threads) in [(Density::Half, 1), (Density::Half, 2), (Density::One, 1)] {
+            for seed in 0..4 {
+                let channels = Some((density, 4));
+                check_everywhere(&Case { channels, threads, seed, batch: 3, ..Case::of(geometry) });
+            }
+        }
+    }
+}
+
+#[test]
 fn channels_that_come_otherwise_than_the_filter_was_told() {
     let geometry = conv(6, 7, 64, 44, 3, 1, 1);
     for (density, group) in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)] {

@@ -191,7 +191,8 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let per_stretch = f64::from(w.group_size).min(f64::from(facts.lanes));
     let stretches = (w.c_out_active / per_stretch * (1.0 - density)).max(panels.all());
     // What a thread packs it keeps for its other rows, if that is not too much.
-    let kept = steps * panels.all() * layout.columns * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
+    let whole = steps * f64::from(w.c_in) / w.c_in_active.max(1.0);
+    let kept = whole * panels.all() * layout.columns * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
     let packings = packed
         * match kept {
             true if jobs < threads && blocks > 1.0 => jobs,
