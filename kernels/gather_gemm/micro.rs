@@ -101,15 +101,21 @@ dispatch! {
     pub(super) fn compute<E>(strip: &Strip<'_, E>) = compute_set
 }
 
-/// Rows of a panel that are multiplied with all rows of a strip before the next ones are: these and the next ones
+/// Bytes of a panel's rows that are multiplied with all rows of a strip before the next ones are: these and the next ones
 /// together stay in the second-level cache.
-const PART: usize = 1152;
+const PART: usize = 144 << 10;
+/// The same where a strip has few rows: these stay in the first-level cache. What comes next has to arrive soon there, and
+/// its lines would wait behind those that every tile asks the second-level cache for.
+const SMALL_PART: usize = 32 << 10;
+const FEW_ROWS: usize = 100;
 
 #[inline(always)]
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
     const { assert!(S::MR * S::NV * S::LANES <= 12 * 32 && S::WIDE.0 * S::WIDE.1 <= S::MR * S::NV) };
     let depth = strip.segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize);
-    let length = strip.segments.len().div_ceil(depth.div_ceil(PART).max(1)).max(1);
+    let bytes = depth * strip.stored * size_of::<E>();
+    let part = if strip.rows <= FEW_ROWS { SMALL_PART } else { PART };
+    let length = strip.segments.len().div_ceil(bytes.div_ceil(part).max(1)).max(1);
     let parts = strip.segments.len().div_ceil(length).max(1);
     let first_step =
         |part: usize| strip.segments.get(part * length).map_or(depth, |first| first.panel_row as usize);
@@ -188,13 +194,16 @@ unsafe fn compute_part<S: Simd, E: Element>(
 /// Progress through the rows of a panel that will be multiplied with soon.
 struct Ahead<E> {
     panel: PanelRows<E>,
-    /// Next cache line to ask for: of the panel's rows, or with a list of the listed ones; with units of each unit.
+    /// Next cache line to ask for, in [`FRACTION`]s: of the panel's rows, or with a list of the listed ones; with units of
+    /// each unit.
     at: usize,
     end: usize,
     /// To ask for at every turn of the reduction, so that the loads are spread over the multiplication.
     step: usize,
 }
 
+/// Of a cache line.
+const FRACTION: usize = 64;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -213,8 +222,8 @@ impl<E> Ahead<E> {
             (false, false) => step / RUN * lines::<E>(RUN, stored),
             (false, true) => lines::<E>(step, stored),
         };
-        let (at, end) = (line(steps.start), line(steps.end));
-        Ahead { panel, at, end, step: (end - at).div_ceil(turns) }
+        let (at, end) = (FRACTION * line(steps.start), FRACTION * line(steps.end));
+        Ahead { panel, at, end, step: ((end - at) * 5 / 4).div_ceil(turns) }
     }
 
     /// Asks for some more of a panel of `columns` stored columns that is met as `GATHER` says.
@@ -233,7 +242,7 @@ impl<E> Ahead<E> {
                 return;
             }
             (&raw mut self.at).write_volatile(end);
-            for at in at..end {
+            for at in at.div_ceil(FRACTION)..end.div_ceil(FRACTION) {
                 let (row, line) = match GATHER {
                     STREAM => (0, at),
                     RUNS => {

@@ -215,7 +215,7 @@ unsafe fn copy_columns<S: Simd, E: Element>(from: *const E, to: *mut E, columns:
 }
 
 /// The longest segment: the reduction is cut into parts between segments.
-pub(super) const LONGEST: usize = 512;
+pub(super) const LONGEST: usize = 256;
 
 /// The reduction over `taps` × `inputs` consecutive channels from `c_in` on, which fill the panel.
 pub(super) fn every_input(taps: usize, c_in: usize, inputs: usize, segments: &mut Vec<Segment>) {
