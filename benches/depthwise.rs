@@ -56,7 +56,8 @@ fn measure<E: Element>(
         bias: &bias,
         input_constant: None,
         output_constant: None,
-        group: None,
+        input_group: None,
+        output_group: None,
     };
     let filter = Filter::pack(&spec).expect("a valid filter");
     let x = vec![E::from_f32(0.5); input.pixels() * c];

@@ -64,7 +64,8 @@ fn main() {
             bias: &bias,
             input_constant: None,
             output_constant: None,
-            group,
+            input_group: group,
+            output_group: group,
         };
         // As many copies as keep the weights out of the private caches, as inside a network.
         let copies = (24 << 20) / (geometry.weights() * 4) + 1;

@@ -44,7 +44,8 @@
 //!     bias: &[0.0],
 //!     input_constant: None,
 //!     output_constant: None,
-//!     group: None,
+//!     input_group: None,
+//!     output_group: None,
 //! })?;
 //! let mut scratch = cpu.scratch()?;
 //! cpu.reserve(&mut scratch, &filter, false)?;

@@ -88,7 +88,8 @@ impl<E: Element> Operands<E> {
             bias: &self.bias,
             input_constant: case.constants.then_some(&self.input_constant),
             output_constant: case.constants.then_some(&self.output_constant),
-            group: None,
+            input_group: None,
+            output_group: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! gather_gemm on the CPU: cuts the work into chunks of rows × columns, turns rows into pointers, packs the active
 //! columns where only some are, and runs the register tile over it.
 
+use super::filter::Layout;
 use super::micro::{self, Strip};
 use super::panel::{place, prepare, reduce};
 use super::rows::point;
@@ -12,7 +13,7 @@ use std::ops::Range;
 /// Rows whose pointers are set up together; their input stays in the second-level cache while panels pass by.
 pub(crate) const BLOCK_ROWS: usize = 144;
 /// Where panels are packed, up to this many rows are one block: their inputs are few, the columns come from far.
-pub(super) const FEW_ROWS: usize = 250;
+pub(super) const WIDE_BLOCK_ROWS: usize = 250;
 /// Weights up to this size stay in the second-level cache next to a block of rows.
 const RESIDENT_BYTES: usize = 320 << 10;
 /// Maps of this many pixels have filters in units packed.
@@ -114,8 +115,9 @@ fn job<'a, E: Element>(
         ),
     };
     let count = |list: Option<&[u32]>, all| list.map_or(all, <[u32]>::len);
-    let packs = filter.units && packs_units(g);
-    let tile = if filter.units && !packs { filter.units_tile } else { filter.tile };
+    let units = filter.layout == Layout::Units;
+    let packs = units && packs_units(g);
+    let tile = if units && !packs { filter.units_tile } else { filter.tile };
     let width = tile.columns;
     let columns = match g.groups {
         1 => count(c_out, g.c_out).div_ceil(width),
@@ -127,8 +129,8 @@ fn job<'a, E: Element>(
         return job;
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
-    let packs = packs || c_out.is_some() && !filter.units;
-    let block_rows = if packs && rows.len() <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS };
+    let packs = packs || c_out.is_some() && !units;
+    let block_rows = if packs && rows.len() <= WIDE_BLOCK_ROWS { WIDE_BLOCK_ROWS } else { BLOCK_ROWS };
     let tiles = rows.len().div_ceil(tile.rows);
     let blocks = rows.len().div_ceil(block_rows);
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);

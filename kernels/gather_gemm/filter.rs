@@ -1,4 +1,4 @@
-use super::micro::UNIT;
+use super::micro::{FEW_ROWS, RUN, UNIT};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -19,9 +19,11 @@ pub struct FilterSpec<'a> {
     pub input_constant: Option<&'a [f32]>,
     /// `[c_out]`: what an inactive output channel is worth, subtracted from what is stored; `None`: zero.
     pub output_constant: Option<&'a [f32]>,
-    /// Where some output channels may be inactive, how many neighbours are active or not together, likewise of the
-    /// input: the weights are laid out for it. Calls may come with any channels all the same.
-    pub group: Option<usize>,
+    /// Where some input channels may be inactive, how many neighbours are active or not together: the weights are laid
+    /// out for it. Calls may come with any channels all the same.
+    pub input_group: Option<usize>,
+    /// The same of the output channels.
+    pub output_group: Option<usize>,
 }
 
 impl FilterSpec<'_> {
@@ -45,11 +47,9 @@ impl FilterSpec<'_> {
 
 /// A convolution's weights, packed for one instruction set.
 ///
-/// Columns are cut into panels as wide as the GEMM tile; within a panel the order is `[tap][input channel][column]`,
-/// so that the kernel streams it. Where channels come and go in groups, panels are `UNIT` columns wide, the kernel puts
-/// several side by side, and the order is `[pair of rows][column][row of the pair]`: whatever is active, the cache lines
-/// that are read are used, and loads are whole vectors. A grouped convolution has a panel (or several) per group; groups narrower than a
-/// vector share one, with zeros off the diagonal.
+/// Columns are cut into panels as wide as the GEMM tile, whose rows are `[tap][input channel]`; the [`Layout`] says in
+/// which order they lie. A grouped convolution has a panel (or several) per group; groups narrower than a vector share
+/// one, with zeros off the diagonal.
 pub struct Filter<E> {
     geometry: ConvGeometry,
     pub(super) panels: Vec<Panel>,
@@ -60,11 +60,24 @@ pub struct Filter<E> {
     pub(super) output_constant: Option<Vec<f32>>,
     /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
     pub(super) folded: bool,
-    /// Panels are units, of which several are multiplied with at a time.
-    pub(super) units: bool,
+    pub(super) layout: Layout,
     /// What is computed at once where panels are streamed, and where they are units.
     pub(super) tile: Tile,
     pub(super) units_tile: Tile,
+}
+
+/// In which order packed weights lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Panel by panel, row by row: the kernel streams them.
+    Panels,
+    /// `RUN` rows of every panel, then the next ones: where few rows meet weights whose input channels come and go, these
+    /// arrive sooner, because whole pages are read or not.
+    Runs,
+    /// Panels are `UNIT` columns wide, the kernel puts several side by side, and the order is
+    /// `[pair of rows][column][row of the pair]`: whatever is active, the cache lines that are read are used, and loads
+    /// are whole vectors.
+    Units,
 }
 
 /// Some consecutive columns of a filter and the input channels they read.
@@ -77,6 +90,16 @@ pub(super) struct Panel {
     /// Stored columns: `columns` rounded up to whole vectors.
     pub(super) stored: usize,
     pub(super) offset: usize,
+    /// From [`RUN`] rows to the next ones.
+    pub(super) pitch: usize,
+}
+
+impl Panel {
+    /// Place of the first weight of a row, from the panel's start, unless panels are units.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> usize {
+        row / RUN * self.pitch + row % RUN * self.stored
+    }
 }
 
 /// Elements behind the end of packed data and bias that vector loads may touch.
@@ -105,13 +128,40 @@ impl<E: Element> Filter<E> {
         let g = spec.geometry;
         spec.check("filter")?;
         let (tile, deep) = (tile_for(isa, &g), tile(isa));
-        let units = g.groups == 1
-            && g.c_in.is_multiple_of(UNIT)
-            && spec.group.is_some_and(|group| group.is_multiple_of(UNIT))
-            && deep.columns.is_multiple_of(2 * UNIT);
-        let panels = if units { cut(&g, UNIT, UNIT) } else { cut(&g, tile.lanes, tile.columns) };
+        let come_in =
+            |group: Option<usize>, together: usize| group.is_some_and(|n| n.is_multiple_of(together));
+        let layout = if g.groups > 1 {
+            Layout::Panels
+        } else if g.c_in.is_multiple_of(UNIT)
+            && come_in(spec.output_group, UNIT)
+            && deep.columns.is_multiple_of(2 * UNIT)
+        {
+            Layout::Units
+        } else if g.output.pixels() <= FEW_ROWS
+            && g.c_in.is_multiple_of(RUN)
+            && come_in(spec.input_group, RUN)
+            && spec.output_group.is_none()
+        {
+            Layout::Runs
+        } else {
+            Layout::Panels
+        };
+        let mut panels = match layout {
+            Layout::Units => cut(&g, UNIT, UNIT),
+            _ => cut(&g, tile.lanes, tile.columns),
+        };
         let taps = g.kernel * g.kernel;
-        let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
+        let mut len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
+        if layout == Layout::Runs {
+            // A panel more than there are, lest the runs of a panel fall into the same few sets of a cache.
+            let columns = panels.iter().map(|panel| panel.stored).sum::<usize>() + panels[0].stored;
+            len = taps * g.c_in * columns;
+            let mut before = 0;
+            for panel in &mut panels {
+                (panel.offset, panel.pitch) = (RUN * before, RUN * columns);
+                before += panel.stored;
+            }
+        }
         let mut data = zeroed(len + SLACK, "packed weights")?;
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
@@ -121,7 +171,10 @@ impl<E: Element> Filter<E> {
                     let source = &spec.weight[(o * taps + tap) * g.group_in()..][..g.group_in()];
                     for (c, &w) in source.iter().enumerate() {
                         let (row, column) = (tap * panel.inputs + first + c, o - panel.c_out);
-                        let at = if units { unit_place(row, column) } else { row * panel.stored + column };
+                        let at = match layout {
+                            Layout::Units => unit_place(row, column),
+                            _ => panel.row(row) + column,
+                        };
                         out[at] = E::from_f32(w);
                     }
                 }
@@ -144,7 +197,7 @@ impl<E: Element> Filter<E> {
             bias_stride,
             output_constant,
             folded,
-            units,
+            layout,
             tile,
             units_tile: Tile { columns: deep.columns / 2, ..deep },
         })
@@ -259,7 +312,8 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
             let columns = width.min(end - c_out);
             let stored = columns.next_multiple_of(lanes);
             let inputs = groups * g.group_in();
-            panels.push(Panel { c_out, columns, c_in: group * g.group_in(), inputs, stored, offset });
+            let (c_in, pitch) = (group * g.group_in(), RUN * stored);
+            panels.push(Panel { c_out, columns, c_in, inputs, stored, offset, pitch });
             offset += g.kernel * g.kernel * inputs * stored;
         }
     }

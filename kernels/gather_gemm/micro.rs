@@ -78,9 +78,11 @@ pub(super) struct PanelRows<E> {
     /// With `apart`, where every [`UNIT`] columns start; otherwise all are where row 0 starts, and rows are `stored`
     /// long.
     pub(super) units: [*const E; MAX_UNITS],
-    /// The row that the first of every [`RUN`] steps of the reduction meets, with `apart` of every [`UNIT`]; the others
-    /// follow it. Null: all rows follow each other.
+    /// Which [`RUN`] rows every [`RUN`] steps of the reduction meet, with `apart` which [`UNIT`]. Null: all rows follow each
+    /// other.
     pub(super) listed: *const u32,
+    /// From as many rows to the next.
+    pub(super) pitch: usize,
     /// Units lie apart, in the order of [`unit_place`](super::filter::unit_place). Sums over even and odd rows are then
     /// kept side by side in twice as many lanes, and added at the end.
     pub(super) apart: bool,
@@ -107,7 +109,8 @@ const PART: usize = 144 << 10;
 /// The same where a strip has few rows: these stay in the first-level cache. What comes next has to arrive soon there, and
 /// its lines would wait behind those that every tile asks the second-level cache for.
 const SMALL_PART: usize = 32 << 10;
-const FEW_ROWS: usize = 100;
+/// At most as many.
+pub(super) const FEW_ROWS: usize = 100;
 
 #[inline(always)]
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
@@ -214,8 +217,12 @@ const fn lines<E>(rows: usize, columns: usize) -> usize {
 
 impl<E> Ahead<E> {
     fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, turns: usize) -> Self {
-        let nothing =
-            PanelRows { units: [std::ptr::null(); MAX_UNITS], listed: std::ptr::null(), apart: false };
+        let nothing = PanelRows {
+            units: [std::ptr::null(); MAX_UNITS],
+            listed: std::ptr::null(),
+            pitch: 0,
+            apart: false,
+        };
         let (panel, steps) = coming.unwrap_or((nothing, 0..0));
         let line = |step: usize| match (panel.apart, panel.listed.is_null()) {
             (true, _) => step / UNIT * lines::<E>(UNIT, UNIT),
@@ -245,13 +252,10 @@ impl<E> Ahead<E> {
             for at in at.div_ceil(FRACTION)..end.div_ceil(FRACTION) {
                 let (row, line) = match GATHER {
                     STREAM => (0, at),
-                    RUNS => {
-                        let run = lines::<E>(RUN, columns);
-                        (*self.panel.listed.add(at / run) as usize * columns, at % run)
-                    }
                     _ => {
-                        let unit = lines::<E>(UNIT, UNIT);
-                        (*self.panel.listed.add(at / unit) as usize * UNIT, at % unit)
+                        let lines =
+                            if GATHER == RUNS { lines::<E>(RUN, columns) } else { lines::<E>(UNIT, UNIT) };
+                        (*self.panel.listed.add(at / lines) as usize * self.panel.pitch, at % lines)
                     }
                 };
                 for unit in &self.panel.units[..if GATHER == UNITS { MAX_UNITS } else { 1 }] {
@@ -335,8 +339,8 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 while GATHER != UNITS && k + RUN <= inputs {
                     ahead.ask::<S, GATHER>(NV * S::LANES);
                     if GATHER == RUNS {
-                        let row = *listed.add((order + k) / RUN) as usize;
-                        b = strip.panel.units[0].wrapping_add(row * NV * S::LANES);
+                        let run = *listed.add((order + k) / RUN) as usize;
+                        b = strip.panel.units[0].wrapping_add(run * strip.panel.pitch);
                     }
                     step!(k, std::array::from_fn(|j| S::load(b.add(j * S::LANES))));
                     step!(k + 1, std::array::from_fn(|j| S::load(b.add((NV + j) * S::LANES))));
@@ -347,7 +351,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 }
                 while GATHER == UNITS && k < inputs {
                     let place = (order + k) / UNIT;
-                    let row = *listed.add(place) as usize * UNIT;
+                    let row = *listed.add(place) as usize * (UNIT * UNIT);
                     let units: [*const E; MAX_UNITS] = std::array::from_fn(|i| strip.panel.units[i].add(row));
                     ahead.ask::<S, GATHER>(NV * S::LANES);
                     for pair in 0..UNIT / 2 {

@@ -22,9 +22,8 @@ pub(super) struct Columns {
     pieces: [Piece; MAX_COLUMNS],
     len: usize,
     columns: usize,
-    /// Elements from one row of the filter's panels to the next; a packed panel draws from panels of one shape, or
-    /// `row` differs by piece.
-    row: [usize; MAX_COLUMNS],
+    /// The panel that each piece is of.
+    panel: [Panel; MAX_COLUMNS],
     /// Input channels of the panels.
     inputs: usize,
 }
@@ -43,7 +42,7 @@ impl Columns {
             pieces: [Piece::default(); MAX_COLUMNS],
             len: 0,
             columns: 0,
-            row: [0; MAX_COLUMNS],
+            panel: [filter.panels[0]; MAX_COLUMNS],
             inputs: 0,
         };
         let mut at = 0;
@@ -52,13 +51,13 @@ impl Columns {
             while filter.panels[at].c_out + filter.panels[at].columns <= channel {
                 (at, next) = (at + 1, usize::MAX);
             }
-            let Panel { c_out, inputs, stored, offset, .. } = filter.panels[at];
+            let Panel { c_out, inputs, offset, .. } = filter.panels[at];
             let last = columns.len.wrapping_sub(1);
             if channel == next && columns.pieces[last].columns < filter.tile.lanes {
                 columns.pieces[last].columns += 1;
             } else {
                 columns.pieces[columns.len] = Piece { source: offset + channel - c_out, target, columns: 1 };
-                columns.row[columns.len] = stored;
+                columns.panel[columns.len] = filter.panels[at];
                 columns.len += 1;
             }
             columns.inputs = inputs;
@@ -97,9 +96,9 @@ fn copy_set<S: Simd, E: Element>(
     let pieces = &columns.pieces[..columns.len];
     assert!(columns.columns <= stored && window.len() <= columns.inputs);
     assert!(taps * rows * stored <= packed.len());
-    for (piece, row) in pieces.iter().zip(&columns.row) {
+    for (piece, panel) in pieces.iter().zip(&columns.panel) {
         assert!(piece.columns <= S::LANES);
-        assert!(piece.source + (taps * columns.inputs - 1) * row + piece.columns <= source.len());
+        assert!(piece.source + panel.row(taps * columns.inputs - 1) + piece.columns <= source.len());
     }
     let row_of = |i: usize| inputs.map_or(i, |list| list[i] as usize - window.start);
     let mut to = packed.as_mut_ptr();
@@ -107,12 +106,12 @@ fn copy_set<S: Simd, E: Element>(
         for i in 0..rows {
             let at = tap * columns.inputs + row_of(i);
             let ahead = tap * columns.inputs + row_of((i + AHEAD).min(rows - 1));
-            for (piece, row) in pieces.iter().zip(&columns.row) {
+            for (piece, panel) in pieces.iter().zip(&columns.panel) {
                 let from = source.as_ptr().wrapping_add(piece.source);
                 // SAFETY: `at` is below taps × inputs, so source and target lie inside what was asserted above.
                 unsafe {
-                    S::prefetch(from.wrapping_add(ahead * row).cast());
-                    copy_columns::<S, E>(from.add(at * row), to.add(piece.target), piece.columns);
+                    S::prefetch(from.wrapping_add(panel.row(ahead)).cast());
+                    copy_columns::<S, E>(from.add(panel.row(at)), to.add(piece.target), piece.columns);
                 }
             }
             to = to.wrapping_add(stored);

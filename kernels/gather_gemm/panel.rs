@@ -3,7 +3,7 @@
 
 use super::Filter;
 use super::cpu::Job;
-use super::filter::{Panel, SLACK};
+use super::filter::{Layout, Panel, SLACK};
 use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
 use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
@@ -55,13 +55,13 @@ fn in_runs(list: Option<&[u32]>, len: usize) -> bool {
 
 /// How `job` meets the panels of `filter`.
 fn meets<E: Element>(filter: &Filter<E>, job: &Job<'_>) -> Meets {
-    if filter.units {
+    if filter.layout == Layout::Units {
         let fit = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
         return if fit && !job.packs { Meets::Units } else { Meets::Packed };
     }
     match (job.c_in, job.c_out) {
-        (None, None) => Meets::Stream,
-        (Some(_), None) if filter.geometry().groups == 1 && in_runs(job.c_in, RUN) => Meets::Runs,
+        (None, None) if filter.layout == Layout::Panels => Meets::Stream,
+        (_, None) if filter.geometry().groups == 1 && in_runs(job.c_in, RUN) => Meets::Runs,
         _ => Meets::Packed,
     }
 }
@@ -98,12 +98,12 @@ fn reduce_window<E: Element>(
     };
     match job.c_in {
         Some(list) => {
-            let row = |tap: usize, c: u32| (tap * window.len() + c as usize - window.start) as u32;
+            let run = |tap: usize, c: u32| ((tap * window.len() + c as usize - window.start) / step) as u32;
             let list = &list[positions];
-            let tap = |tap| list.iter().step_by(step).map(move |&c| row(tap, c));
+            let tap = |tap| list.iter().step_by(step).map(move |&c| run(tap, c));
             scratch.listed.extend((0..taps).flat_map(tap));
         }
-        None => scratch.listed.extend((0..(taps * inputs) as u32).step_by(step)),
+        None => scratch.listed.extend(0..(taps * inputs / step) as u32),
     }
 }
 
@@ -124,10 +124,11 @@ pub(super) fn place<E: Element>(
                 let position = last.min(column * job.width + unit * UNIT);
                 start(job.c_out.map_or(position, |list| list[position] as usize) / UNIT)
             });
-            Some(PanelRows { units, listed, apart: true })
+            Some(PanelRows { units, listed, pitch: UNIT * UNIT, apart: true })
         }
         Meets::Stream | Meets::Runs => {
-            Some(PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
+            let pitch = filter.panels[column].pitch;
+            Some(PanelRows { units: [start(column); MAX_UNITS], listed, pitch, apart: false })
         }
         Meets::Packed => None,
     }
@@ -205,7 +206,7 @@ fn packed<E: Element>(
         scratch.packed_of[slot] = (job.sample, column);
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
-        if !filter.units {
+        if filter.layout != Layout::Units {
             let panel = Columns::new(filter, span.clone().map(channel));
             pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
         } else if in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT) {
@@ -218,5 +219,5 @@ fn packed<E: Element>(
         }
     }
     let start = scratch.packed.as_slice()[start..].as_ptr();
-    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), apart: false }
+    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), pitch: RUN * stored, apart: false }
 }

@@ -1,6 +1,6 @@
 use super::Filter;
-use super::cpu::{BLOCK_ROWS, FEW_ROWS};
-use super::filter::SLACK;
+use super::cpu::{BLOCK_ROWS, WIDE_BLOCK_ROWS};
+use super::filter::{Layout, SLACK};
 use super::micro::Segment;
 use super::pack::LONGEST;
 use super::panel::Meets;
@@ -21,7 +21,7 @@ pub struct Scratch<E> {
     pub(super) inputs: Range<usize>,
     /// How the reduction meets the panels.
     pub(super) meets: Meets,
-    /// Row of a panel that the first step of each run or unit meets; empty unless they are met so.
+    /// Which run or unit of a panel's rows each run or unit of the reduction meets; empty unless they are met so.
     pub(super) listed: Vec<u32>,
     pub(super) zeros: Buffer<E>,
     pub(super) sums: Buffer<f32>,
@@ -75,8 +75,9 @@ impl<E: Element> Scratch<E> {
             Ok(())
         };
         grow(&mut self.zeros, g.c_in.max(g.kernel * g.c_in * usize::from(filter.folded)) + SLACK, "padding")?;
-        let packs = channels || filter.units;
-        let rows = if packs { FEW_ROWS } else { BLOCK_ROWS } + filter.tile.rows.max(filter.units_tile.rows);
+        let packs = channels || filter.layout == Layout::Units;
+        let rows =
+            if packs { WIDE_BLOCK_ROWS } else { BLOCK_ROWS } + filter.tile.rows.max(filter.units_tile.rows);
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         let sums = rows * filter.tile.columns.max(2 * filter.units_tile.columns);
@@ -88,7 +89,7 @@ impl<E: Element> Scratch<E> {
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
         self.segments.clear();
         self.segments.reserve(g.kernel * g.kernel * (inputs / LONGEST + 1));
-        if packs {
+        if packs || filter.layout == Layout::Runs {
             self.listed.clear();
             self.listed.reserve(g.kernel * g.kernel * inputs);
         }

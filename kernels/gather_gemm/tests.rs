@@ -10,8 +10,10 @@ struct Case {
     batch: usize,
     rows: Density,
     channels: Option<(Density, usize)>,
-    /// What the filter is told about how channels come.
-    group: Option<usize>,
+    /// Of the input, of the output.
+    listed: (bool, bool),
+    /// What the filter is told about how channels come, input and output.
+    groups: (Option<usize>, Option<usize>),
     compact: bool,
     residual: bool,
     act: Act,
@@ -27,7 +29,8 @@ impl Case {
             batch: 2,
             rows: Density::All,
             channels: None,
-            group: None,
+            listed: (true, true),
+            groups: (None, None),
             compact: false,
             residual: false,
             act: Act::Relu,
@@ -68,14 +71,16 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         bias: &bias,
         input_constant: case.constants.then_some(&input_constant),
         output_constant: case.constants.then_some(&output_constant),
-        group: case.group,
+        input_group: case.groups.0,
+        output_group: case.groups.1,
     };
     let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2));
-    let list = |total: usize, random: &mut Random| match case.channels {
-        Some((density, group)) => density.channels(random, case.batch, total, group),
-        None => Channels::all(total),
+    let list = |total: usize, listed: bool, random: &mut Random| match case.channels {
+        Some((density, group)) if listed => density.channels(random, case.batch, total, group),
+        _ => Channels::all(total),
     };
-    let (c_in, c_out) = (list(g.c_in, &mut random), list(g.c_out, &mut random));
+    let c_in = list(g.c_in, case.listed.0, &mut random);
+    let c_out = list(g.c_out, case.listed.1, &mut random);
     let compact_in = case.compact && g.is_pointwise();
     let placement = |compact| if compact { Placement::Compact } else { Placement::Natural };
     let input: Vec<E> =
@@ -167,9 +172,11 @@ fn channel_sets_differ_between_samples() {
         {
             for constants in [false, true] {
                 let (channels, group) = (Some((density, group)), told.then_some(group));
-                let case = Case { channels, group, constants, ..Case::of(geometry) };
+                let case = Case { channels, groups: (group, group), constants, ..Case::of(geometry) };
                 check_everywhere(&Case { batch: 3, ..case.clone() });
-                check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
+                check_everywhere(&Case { rows: Density::Half, residual: true, ..case.clone() });
+                check_everywhere(&Case { listed: (true, false), groups: (group, None), ..case.clone() });
+                check_everywhere(&Case { listed: (false, true), groups: (None, group), ..case });
             }
         }
     }
@@ -183,7 +190,8 @@ fn large_maps_pack_the_active_channels() {
         (conv(64, 66, 24, 72, 3, 2, 1), 1),
     ] {
         for density in Density::EVERY {
-            let case = Case { channels: Some((density, 8)), group: Some(8), threads, ..Case::of(geometry) };
+            let groups = (Some(8), Some(8));
+            let case = Case { channels: Some((density, 8)), groups, threads, ..Case::of(geometry) };
             check_everywhere(&Case { constants: true, ..case.clone() });
             check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
         }
@@ -208,13 +216,18 @@ fn what_is_packed_for_several_blocks_of_rows_stays() {
 #[test]
 fn channels_that_come_otherwise_than_the_filter_was_told() {
     let geometry = conv(6, 7, 64, 44, 3, 1, 1);
-    for (density, group) in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)] {
-        let case = Case { channels: Some((density, group)), group: Some(8), ..Case::of(geometry) };
-        check_everywhere(&Case { constants: true, ..case.clone() });
-        check_everywhere(&Case { act: Act::Relu6, residual: true, ..case });
+    for groups in [(Some(8), Some(8)), (Some(8), None), (Some(4), None)] {
+        for (density, group) in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)]
+        {
+            let case = Case { channels: Some((density, group)), groups, ..Case::of(geometry) };
+            check_everywhere(&Case { constants: true, ..case.clone() });
+            check_everywhere(&Case { listed: (true, false), ..case.clone() });
+            check_everywhere(&Case { act: Act::Relu6, residual: true, ..case });
+        }
+        let case = Case { groups, ..Case::of(geometry) };
+        check_everywhere(&case);
+        check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
     }
-    check_everywhere(&Case { group: Some(8), ..Case::of(geometry) });
-    check_everywhere(&Case { group: Some(8), rows: Density::Half, residual: true, ..Case::of(geometry) });
 }
 
 #[test]
@@ -235,7 +248,8 @@ fn nan_in_the_input_is_not_swallowed() {
         bias: &[0.0; 40],
         input_constant: None,
         output_constant: None,
-        group: None,
+        input_group: None,
+        output_group: None,
     };
     for isa in Isa::available() {
         for act in [Act::None, Act::Relu, Act::Relu6] {
@@ -269,7 +283,8 @@ fn operands_that_do_not_fit_are_refused() {
         bias: &[0.0; 8],
         input_constant: None,
         output_constant: None,
-        group: None,
+        input_group: None,
+        output_group: None,
     };
     assert!(matches!(
         Filter::<f32>::pack(Isa::detect(), &spec(&weight[1..])),
@@ -309,13 +324,14 @@ proptest! {
         (group, in_groups, out_groups, conv_groups) in (1usize..9, 1usize..9, 1usize..9, 1usize..4),
         (batch, rows, channels) in (1usize..4, 0usize..4, 0usize..8),
         (compact, residual, constants) in any::<(bool, bool, bool)>(),
-        (threads, seed) in (1usize..4, any::<u64>()),
+        (threads, seed, listed) in (1usize..4, any::<u64>(), any::<(bool, bool)>()),
     ) {
         let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
         let channels = Density::EVERY.get(channels).map(|&density| (density, group));
-        let told = [None, Some(group), Some(8)][seed as usize % 3];
+        let told = |n: u64| [None, Some(group), Some(8)][n as usize % 3];
+        let groups = (told(seed), told(seed / 3));
         let rows = Density::EVERY[rows];
-        let case = Case { geometry, batch, rows, channels, group: told, compact, residual, act: Act::Relu, constants, threads, seed };
+        let case = Case { geometry, batch, rows, channels, listed, groups, compact, residual, act: Act::Relu, constants, threads, seed };
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
     }
 }

@@ -26,7 +26,8 @@ impl Filter {
             bias: &bias,
             input_constant: None,
             output_constant: None,
-            group: None,
+            input_group: None,
+            output_group: None,
         };
         Ok(match geometry.groups {
             1 => Self::Gemm(gather_gemm::Filter::pack(isa, &spec)?),

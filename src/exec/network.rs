@@ -178,8 +178,9 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
             folded.act = if spec.shortcut == Shortcut::None { folded.act } else { act(spec.act) };
         }
         let output_constant = (before_norm && !last).then(|| std::mem::take(&mut folded.zeroed));
-        let group = spec.gate.channel.as_ref().filter(|_| !last).map(|gate| gate.group_size);
-        convs.push(pack(backend, &folded, worth.as_deref(), output_constant.as_deref(), group)?);
+        let group = spec.gate.channel.as_ref().map(|gate| gate.group_size);
+        let groups = (group.filter(|_| i > 0), group.filter(|_| !last));
+        convs.push(pack(backend, &folded, worth.as_deref(), output_constant.as_deref(), groups)?);
         worth = output_constant;
         map = MapSize { h: folded.geometry.output.h, w: folded.geometry.output.w };
     }
@@ -281,16 +282,18 @@ fn prepare_channel_gate<B: Backend>(
 
 /// A convolution without inactive channels.
 fn gemm<B: Backend>(backend: &B, weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Conv<B>> {
-    pack(backend, &fold::conv(weights, spec, input)?, None, None, None)
+    pack(backend, &fold::conv(weights, spec, input)?, None, None, (None, None))
 }
 
 /// A convolution that reads images.
 fn image_conv<B: Backend>(backend: &B, folded: &Folded) -> Result<Conv<B>> {
     let Folded { geometry, weight, bias, act, .. } = folded;
-    let (input_constant, output_constant, group) = (None, None, None);
-    let spec = FilterSpec { geometry: *geometry, weight, bias, input_constant, output_constant, group };
+    let (input_constant, output_constant, input_group, output_group) = (None, None, None, None);
+    let geometry = *geometry;
+    let spec =
+        FilterSpec { geometry, weight, bias, input_constant, output_constant, input_group, output_group };
     let weights = ConvWeights::Gemm(backend.image_filter(&spec)?);
-    Ok(Conv { weights, geometry: *geometry, act: *act })
+    Ok(Conv { weights, geometry, act: *act })
 }
 
 fn pack<B: Backend>(
@@ -298,10 +301,11 @@ fn pack<B: Backend>(
     folded: &Folded,
     input_constant: Option<&[f32]>,
     output_constant: Option<&[f32]>,
-    group: Option<usize>,
+    (input_group, output_group): (Option<usize>, Option<usize>),
 ) -> Result<Conv<B>> {
     let Folded { geometry, ref weight, ref bias, .. } = *folded;
-    let spec = FilterSpec { geometry, weight, bias, input_constant, output_constant, group };
+    let spec =
+        FilterSpec { geometry, weight, bias, input_constant, output_constant, input_group, output_group };
     let depthwise =
         geometry.groups > 1 && geometry.groups == geometry.c_in && geometry.c_in == geometry.c_out;
     let weights = match depthwise {

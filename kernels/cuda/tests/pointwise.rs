@@ -65,7 +65,8 @@ fn check_depthwise<T: Storage>(g: ConvGeometry, active: Active, constants: bool,
         bias: &bias,
         input_constant: constants.then_some(&input_constant),
         output_constant: constants.then_some(&output_constant),
-        group: None,
+        input_group: None,
+        output_group: None,
     };
     let mut want = before.clone();
     let mut call = Depthwise {
