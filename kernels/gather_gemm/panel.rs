@@ -59,9 +59,11 @@ fn meets<E: Element>(filter: &Filter<E>, job: &Job<'_>) -> Meets {
         let fit = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
         return if fit && !job.packs { Meets::Units } else { Meets::Packed };
     }
+    let g = filter.geometry();
+    let runs = g.groups == 1 && g.c_in.is_multiple_of(RUN);
     match (job.c_in, job.c_out) {
         (None, None) if filter.layout == Layout::Panels => Meets::Stream,
-        (_, None) if filter.geometry().groups == 1 && in_runs(job.c_in, RUN) => Meets::Runs,
+        (_, None) if runs && in_runs(job.c_in, RUN) => Meets::Runs,
         _ => Meets::Packed,
     }
 }

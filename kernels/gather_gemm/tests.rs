@@ -231,6 +231,15 @@ fn channels_that_come_otherwise_than_the_filter_was_told() {
 }
 
 #[test]
+fn input_channels_that_come_in_runs_of_a_map_that_has_others() {
+    // Two groups of six are three runs of four, but the next tap's begin in the middle of one.
+    for seed in 0..8 {
+        let (geometry, channels) = (conv(5, 5, 18, 20, 3, 1, 1), Some((Density::Half, 6)));
+        check_everywhere(&Case { channels, listed: (true, false), seed, batch: 3, ..Case::of(geometry) });
+    }
+}
+
+#[test]
 fn residual_adds_in_place_and_leaves_inactive_rows() {
     for act in [Act::None, Act::Relu, Act::Relu6] {
         for rows in Density::EVERY {
