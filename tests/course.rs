@@ -50,14 +50,7 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 #[test]
 fn a_training_that_was_cut_off_ends_with_the_same_weights() {
     is_gone_on_with(recipe());
-    // Mixtures of the first steps and images of the others.
-    is_gone_on_with(Recipe {
-        labels: false,
-        distill_features: 1.0,
-        mix_until: 0.5,
-        target_by: 0.4,
-        ..recipe()
-    });
+    is_gone_on_with(Recipe { labels: false, distill_features: 1.0, target_by: 0.4, ..recipe() });
 }
 
 fn is_gone_on_with(recipe: Recipe) {
@@ -262,5 +255,4 @@ fn errors_of_the_command_name_what_is_wrong() {
     assert!(message("few.bin", &["--batch", "1", "--target", "0.5"]).contains("no gates"));
     assert!(message("few.bin", &["--batch", "1", "--no-labels"]).contains("teacher"));
     assert!(message("few.bin", &["--batch", "1", "--distill-features", "1"]).contains("needs a teacher"));
-    assert!(message("few.bin", &["--batch", "1", "--mix-until", "0.5"]).contains("no label"));
 }

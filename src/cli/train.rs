@@ -94,9 +94,6 @@ struct Changes {
     /// Weight of the distance between the stages of network and teacher [default: 0]
     #[arg(long, value_name = "W")]
     distill_features: Option<f64>,
-    /// Share of the steps in which every image is a random mixture of two; with --no-labels [default: 0, never]
-    #[arg(long, value_name = "SHARE")]
-    mix_until: Option<f64>,
     /// Learn from the teacher only
     #[arg(long)]
     no_labels: bool,
@@ -139,7 +136,6 @@ impl Changes {
         set(&mut recipe.cost_weight, self.cost_weight);
         set(&mut recipe.distill, self.distill);
         set(&mut recipe.distill_features, self.distill_features);
-        set(&mut recipe.mix_until, self.mix_until);
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);
         set(&mut recipe.noise_until, self.noise_until);

@@ -39,9 +39,6 @@ pub struct Recipe {
     pub distill_temperature: f64,
     /// Weight of the distance between the student's and the teacher's stages; needs a teacher with the same shapes.
     pub distill_features: f64,
-    /// Share of the steps in which every image is a random mixture of two, which the teacher then names (Beyer et al.,
-    /// "Knowledge distillation: A good teacher is patient and consistent", 2022). Not with labels. 0: never.
-    pub mix_until: f64,
     /// Share of the full cost to aim at; `None`: no cost loss.
     pub target: Option<f64>,
     /// Share of the steps by which the target has come down, evenly, from the full cost. 0: it holds from the start.
@@ -112,7 +109,6 @@ impl Default for Recipe {
             distill: 0.5,
             distill_temperature: 4.0,
             distill_features: 0.0,
-            mix_until: 0.0,
             target: None,
             target_by: 0.0,
             cost_weight: 10.0,
@@ -173,7 +169,6 @@ impl Recipe {
             ("weight_decay", self.weight_decay),
             ("distill", self.distill),
             ("distill_features", self.distill_features),
-            ("mix_until", self.mix_until),
             ("target_by", self.target_by),
             ("cost_weight", self.cost_weight),
             ("noise_until", self.noise_until),
@@ -189,11 +184,6 @@ impl Recipe {
             self.skip_from >= 1.0 || self.batch_statistics && self.train != Trained::Gates,
             "skip_from is {}: it needs the batch's statistics and a backbone that moves",
             self.skip_from
-        );
-        ensure!(
-            self.mix_until == 0.0 || !self.labels,
-            "mix_until is {}: a mixture of two images has no label, learn from the teacher only",
-            self.mix_until
         );
         ensure!(
             self.labels || self.distill > 0.0,

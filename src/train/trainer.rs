@@ -55,7 +55,7 @@ pub struct StepReport {
     /// Cost ÷ that of the network without gates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
-    /// Images whose best class was the label; of a mixture, that of its first image.
+    /// Images whose best class was the label.
     pub correct: usize,
     /// Images.
     pub images: usize,
@@ -227,8 +227,6 @@ impl Trainer {
             let value = |_| if noisy { random.gumbel() as f32 } else { 0.0 };
             Ok(Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu)?)
         };
-        let mixed = if done < recipe.mix_until { Some(mix(images, recipe.seed, self.step)?) } else { None };
-        let images = mixed.as_ref().unwrap_or(images);
         // By steps; the official bounds move by whole epochs, which for many epochs is the same.
         self.losses_under(images, labels, Sampling { temperature, noise: &noise }, done)
     }
@@ -327,17 +325,6 @@ pub struct Losses {
     pub logits: Tensor,
 }
 
-/// Every image `[n, c, h, w]` mixed with the next one of the batch, in a proportion that is uniform in `0..1`.
-fn mix(images: &Tensor, seed: u64, step: usize) -> Result<Tensor> {
-    let n = images.dim(0)?;
-    let mut random = Random::new(Random::named(seed, "mix").next() ^ step as u64);
-    let shares: Vec<f32> = (0..n).map(|_| random.uniform() as f32).collect();
-    let shares = Tensor::from_vec(shares, (n, 1, 1, 1), images.device())?;
-    let next: Vec<u32> = (1..n).chain([0]).map(u32::try_from).collect::<Result<_, _>>()?;
-    let next = images.contiguous()?.index_select(&Tensor::new(next, images.device())?, 0)?;
-    Ok((images + (next - images)?.broadcast_mul(&shares)?)?)
-}
-
 fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(f64::from(tensor.to_scalar::<f32>()?))
 }
@@ -346,29 +333,4 @@ fn scalar(tensor: &Tensor) -> Result<f64> {
 pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
     let best = logits.argmax(1)?;
     Ok(best.eq(labels)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? as usize)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mixture_lies_between_an_image_and_the_next_one() {
-        let images = Tensor::new(&[0f32, 10.0, 20.0], &Device::Cpu).unwrap().reshape((3, 1, 1, 1)).unwrap();
-        let mixed = |seed, step| {
-            let mixed = mix(&images, seed, step).unwrap();
-            assert_eq!(mixed.dims(), images.dims());
-            mixed.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
-        for step in 0..20 {
-            let found = mixed(1, step);
-            let between = |at: usize, range: std::ops::Range<f32>| range.contains(&found[at]);
-            assert!(between(0, 0.0..10.0) && between(1, 10.0..20.0) && between(2, 0.0..20.1), "{found:?}");
-        }
-        assert_eq!(mixed(1, 7), mixed(1, 7));
-        assert!(mixed(1, 7) != mixed(1, 8) && mixed(1, 7) != mixed(2, 7));
-        let one = images.narrow(0, 1, 1).unwrap();
-        let alone = mix(&one, 1, 7).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(alone, [10.0], "alone in its batch");
-    }
 }
