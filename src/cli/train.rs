@@ -85,6 +85,9 @@ struct Changes {
     /// Share of the steps by which the target has come down from the full cost [default: 0, it holds from the start]
     #[arg(long, value_name = "SHARE")]
     target_by: Option<f64>,
+    /// Share of the steps by which the bounds on each block's share have opened; 0 for gates trained before [default: 0.33]
+    #[arg(long, value_name = "SHARE")]
+    bounds_until: Option<f64>,
     /// Weight of the cost [default: 10]
     #[arg(long, value_name = "W")]
     cost_weight: Option<f64>,
@@ -133,6 +136,7 @@ impl Changes {
         set(&mut recipe.batch, self.batch);
         set(&mut recipe.gate_lr, self.gate_lr);
         set(&mut recipe.target_by, self.target_by);
+        set(&mut recipe.bounds_until, self.bounds_until);
         set(&mut recipe.cost_weight, self.cost_weight);
         set(&mut recipe.distill, self.distill);
         set(&mut recipe.distill_features, self.distill_features);

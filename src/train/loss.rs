@@ -3,20 +3,18 @@
 //! ```text
 //! L = CE(student, labels) + α · T² · KL(softmax(teacher / T) ‖ softmax(student / T)) + β · L_features + λ · L_cost
 //! L_cost = (1/N) Σ_n [max(0, F_n − up)² + max(0, lo − F_n)²] + (total / full − t)²
-//! up = 1 − g · (1 − t)     lo = g · t     g = cos²(min(p, 1) · π / 2)     p = epoch / (0.33 · epochs)
+//! up = 1 − g · (1 − t)     lo = g · t     g = cos²(min(p, 1) · π / 2)     p = epoch / (u · epochs)
 //! ```
 //!
 //! LAUDNet, imagenet_classification/train/main.py and utils/sparsity_loss_unify.py (`SparsityCriterion_bounds`): `t` is the
-//! target share, `F_n` a block's share of its own cost; the bounds start at the target and open over the first third.
+//! target share, `F_n` a block's share of its own cost; the bounds start at the target and open over the first third,
+//! `u = 0.33`.
 
 use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 
 use super::cost::Spent;
-
-/// Share of the epochs over which the blocks' bounds open.
-const OPENING: f64 = 0.33;
 
 /// Cross-entropy of `logits [n, classes]` and `labels [n]` (u32), mean over the batch.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
@@ -48,15 +46,17 @@ pub fn feature_distance(student: &[Tensor], teacher: &[Tensor]) -> Result<Tensor
     Ok(Tensor::stack(&distances.collect::<Result<Vec<_>>>()?, 0)?.mean_all()?)
 }
 
-/// Bounds on the blocks' shares when `progress` (`0..=1`) of the epochs are over: lower and upper.
-pub fn bounds(progress: f64, target: f64) -> (f64, f64) {
-    let closed = ((progress / OPENING).clamp(0.0, 1.0) * std::f64::consts::FRAC_PI_2).cos().powi(2);
+/// Bounds on the blocks' shares when `progress` (`0..=1`) of the epochs are over and they open `until` a share of them:
+/// lower and upper.
+pub fn bounds(progress: f64, until: f64, target: f64) -> (f64, f64) {
+    let opened = if progress < until { progress / until } else { 1.0 };
+    let closed = (opened * std::f64::consts::FRAC_PI_2).cos().powi(2);
     (closed * target, 1.0 - closed * (1.0 - target))
 }
 
-/// How far a cost is from its target; `full` is what the network without gates costs.
-pub fn cost_target(spent: &Spent, full: f64, target: f64, progress: f64) -> Result<Tensor> {
-    let (lower, upper) = bounds(progress, target);
+/// How far a cost is from its `target` and blocks' shares from their bounds, `(lower, upper)`; `full` is what the network
+/// without gates costs.
+pub fn cost_target(spent: &Spent, full: f64, target: f64, (lower, upper): (f64, f64)) -> Result<Tensor> {
     let mut loss = ((&spent.total / full)? - target)?.sqr()?;
     if !spent.shares.is_empty() {
         let shares = Tensor::stack(&spent.shares, 0)?;
@@ -97,10 +97,12 @@ mod tests {
 
     #[test]
     fn bounds_open_from_the_target_over_a_third() {
-        assert_eq!(bounds(0.0, 0.5), (0.5, 0.5));
-        let (lower, upper) = bounds(0.5, 0.5);
+        assert_eq!(bounds(0.0, 0.33, 0.5), (0.5, 0.5));
+        let (lower, upper) = bounds(0.5, 0.33, 0.5);
         assert!(lower.abs() < 1e-12 && (upper - 1.0).abs() < 1e-12);
-        let (lower, upper) = bounds(0.165, 0.4);
+        let (lower, upper) = bounds(0.165, 0.33, 0.4);
         assert!((lower - 0.2).abs() < 1e-12 && (upper - 0.7).abs() < 1e-12);
+        let (lower, upper) = bounds(0.0, 0.0, 0.4);
+        assert!(lower.abs() < 1e-12 && (upper - 1.0).abs() < 1e-12, "open from the start");
     }
 }

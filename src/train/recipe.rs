@@ -43,6 +43,9 @@ pub struct Recipe {
     pub target: Option<f64>,
     /// Share of the steps by which the target has come down, evenly, from the full cost. 0: it holds from the start.
     pub target_by: f64,
+    /// Share of the steps by which the bounds on each block's share, at first the target, have opened. 0: there are none,
+    /// for gates that have been trained before.
+    pub bounds_until: f64,
     /// Weight of the cost loss.
     pub cost_weight: f64,
     /// Gumbel-softmax temperature at the start.
@@ -111,6 +114,7 @@ impl Default for Recipe {
             distill_features: 0.0,
             target: None,
             target_by: 0.0,
+            bounds_until: 0.33,
             cost_weight: 10.0,
             temperature_first: 5.0,
             temperature_last: 0.1,
@@ -170,6 +174,7 @@ impl Recipe {
             ("distill", self.distill),
             ("distill_features", self.distill_features),
             ("target_by", self.target_by),
+            ("bounds_until", self.bounds_until),
             ("cost_weight", self.cost_weight),
             ("noise_until", self.noise_until),
             ("skip_from", self.skip_from),

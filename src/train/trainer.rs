@@ -12,7 +12,7 @@ use super::cost::Cost;
 use super::decisions::{Decisions, Sampling};
 use super::init::is_gate;
 use super::layers::Statistics;
-use super::loss::{cost_target, cross_entropy, distillation, feature_distance};
+use super::loss::{bounds, cost_target, cross_entropy, distillation, feature_distance};
 use super::maps::MapOps;
 use super::network::MaskedNetwork;
 use super::recipe::{Recipe, Trained};
@@ -287,7 +287,8 @@ impl Trainer {
             losses.cost = Some((&spent.total / cost.full())?.detach());
             if let Some(target) = recipe.target {
                 let target = lowered(target, recipe.target_by, progress);
-                let loss = cost_target(&spent, cost.full(), target, progress)?;
+                let bounds = bounds(progress, recipe.bounds_until, target);
+                let loss = cost_target(&spent, cost.full(), target, bounds)?;
                 total = (total + (&loss * recipe.cost_weight)?)?;
                 losses.cost_loss = Some(loss);
             }
