@@ -18,7 +18,7 @@ const PACKED_PIXELS: u64 = 1024;
 /// Panels that a thread packs for a call are kept up to this size.
 const PACKED_BYTES: f64 = 640.0 * 1024.0;
 /// Longest stretch of the reduction.
-const SEGMENT: f64 = 512.0;
+const SEGMENT: f64 = 256.0;
 
 /// Reductions up to this long, on maps of at least so many pixels, have a tile that is twice as wide and half as high
 /// where vectors are this long.
