@@ -47,7 +47,7 @@ impl FilterSpec<'_> {
 
 /// A convolution's weights, packed for one instruction set.
 ///
-/// Columns are cut into panels as wide as the GEMM tile, whose rows are `[tap][input channel]`; the [`Layout`] says in
+/// Columns are cut into panels as wide as the GEMM tile, whose rows are `[tap][input channel]`; a layout says in
 /// which order they lie. A grouped convolution has a panel (or several) per group; groups narrower than a vector share
 /// one, with zeros off the diagonal.
 pub struct Filter<E> {
