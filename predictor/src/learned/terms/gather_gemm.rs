@@ -6,7 +6,7 @@ use crate::workload::{Route, Workload};
 
 /// Rows whose pointers are set up together, and up to how many they are where panels are packed.
 const BLOCK_ROWS: f64 = 144.0;
-const FEW_ROWS: f64 = 250.0;
+const WIDE_BLOCK_ROWS: f64 = 250.0;
 /// Weights up to this size stay in a core's cache next to a block of rows.
 const RESIDENT_BYTES: f64 = 320.0 * 1024.0;
 const CHUNKS_PER_THREAD: f64 = 4.0;
@@ -122,8 +122,9 @@ impl Cut {
         let turns = if jobs < threads { threads } else { 1.0 };
         let next = |value: f64| (value / turns).ceil() * turns;
         let tiles = (rows / layout.rows).ceil().max(1.0);
-        let mut blocks =
-            (rows / if packs && rows <= FEW_ROWS { FEW_ROWS } else { BLOCK_ROWS }).ceil().max(1.0);
+        let mut blocks = (rows / if packs && rows <= WIDE_BLOCK_ROWS { WIDE_BLOCK_ROWS } else { BLOCK_ROWS })
+            .ceil()
+            .max(1.0);
         if weights <= RESIDENT_BYTES && !packs {
             blocks = blocks.max(wanted.min(tiles));
         }
