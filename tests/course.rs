@@ -103,6 +103,27 @@ fn a_student_comes_closer_to_the_stages_of_its_teacher() {
 }
 
 #[test]
+fn without_bounds_only_the_whole_cost_counts() {
+    let (data, folder) = (images(), tempfile::tempdir().unwrap());
+    let first_step = |name: &str, bounds_until: f64| {
+        let mut first = None;
+        let recipe = Recipe { bounds_until, ..recipe() };
+        let outcome = course(&folder.path().join(name), &data, recipe).run(|event| {
+            if let Event::Step(step) = event {
+                first = Some((step.cost.unwrap(), step.cost_loss.unwrap()));
+            }
+            bail!("one is enough")
+        });
+        assert_eq!(outcome.unwrap_err().to_string(), "one is enough");
+        first.unwrap()
+    };
+    let ((cost, free), (same, bound)) = (first_step("free", 0.0), first_step("bound", 0.33));
+    assert_eq!(cost, same);
+    assert!((free - (cost - 0.5).powi(2)).abs() < 1e-6, "{free} at a cost of {cost}");
+    assert!(bound > free + 1e-3, "{bound}, {free}");
+}
+
+#[test]
 fn another_recipe_does_not_go_on_from_a_state() {
     let (data, folder) = (images(), tempfile::tempdir().unwrap());
     course(folder.path(), &data, recipe()).run(|_| Ok(())).unwrap();
