@@ -3,6 +3,7 @@
 //! `oracle_cases` the same against loops and arithmetic done by hand ·
 //! `executor_fixtures` the executor against the official code ·
 //! `cuda` the same on the CUDA backend, whose kernels run on this machine · `cuda_calibrate` profiles and plans of such a device ·
+//! `cuda_tiles` what its predictor counts with is what is launched ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
 //! `policies` skip policies by name, run ·
@@ -26,6 +27,7 @@ mod compare;
 mod course;
 mod cuda;
 mod cuda_calibrate;
+mod cuda_tiles;
 mod evaluate;
 mod execute;
 mod executor_fixtures;
