@@ -66,7 +66,6 @@ fn conv(
         bias: &bias,
         input_constant: (!c_in.is_all()).then_some(&input),
         output_constant: (!c_out.is_all()).then_some(&output),
-        input_group: (!c_in.is_all()).then_some(GROUP),
         output_group: (!c_out.is_all()).then_some(GROUP),
     };
     let filter = Filter::pack(Isa::detect(), &spec).expect("a valid filter");

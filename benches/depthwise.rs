@@ -56,7 +56,6 @@ fn measure<E: Element>(
         bias: &bias,
         input_constant: None,
         output_constant: None,
-        input_group: None,
         output_group: None,
     };
     let filter = Filter::pack(&spec).expect("a valid filter");

@@ -64,7 +64,6 @@ fn main() {
             bias: &bias,
             input_constant: None,
             output_constant: None,
-            input_group: group,
             output_group: group,
         };
         // As many copies as keep the weights out of the private caches, as inside a network.

@@ -215,8 +215,9 @@ impl Channels {
         (!self.all).then(|| self.start.len().saturating_sub(1))
     }
 
-    /// Whether all channels of every sample are active.
+    /// Whether all channels of every sample are active, listed or not.
     pub fn is_all(&self) -> bool {
-        self.all
+        let samples = self.start.len().saturating_sub(1);
+        self.all || samples > 0 && self.index.len() == samples * self.total
     }
 }

@@ -44,7 +44,6 @@
 //!     bias: &[0.0],
 //!     input_constant: None,
 //!     output_constant: None,
-//!     input_group: None,
 //!     output_group: None,
 //! })?;
 //! let mut scratch = cpu.scratch()?;

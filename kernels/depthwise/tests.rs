@@ -88,7 +88,6 @@ impl<E: Element> Operands<E> {
             bias: &self.bias,
             input_constant: case.constants.then_some(&self.input_constant),
             output_constant: case.constants.then_some(&self.output_constant),
-            input_group: None,
             output_group: None,
         }
     }

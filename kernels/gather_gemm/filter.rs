@@ -1,4 +1,4 @@
-use super::micro::{FEW_ROWS, RUN, UNIT};
+use super::micro::UNIT;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -19,10 +19,8 @@ pub struct FilterSpec<'a> {
     pub input_constant: Option<&'a [f32]>,
     /// `[c_out]`: what an inactive output channel is worth, subtracted from what is stored; `None`: zero.
     pub output_constant: Option<&'a [f32]>,
-    /// Where some input channels may be inactive, how many neighbours are active or not together: the weights are laid
+    /// Where some output channels may be inactive, how many neighbours are active or not together: the weights are laid
     /// out for it. Calls may come with any channels all the same.
-    pub input_group: Option<usize>,
-    /// The same of the output channels.
     pub output_group: Option<usize>,
 }
 
@@ -71,9 +69,6 @@ pub struct Filter<E> {
 pub(super) enum Layout {
     /// Panel by panel, row by row: the kernel streams them.
     Panels,
-    /// `RUN` rows of every panel, then the next ones: where few rows meet weights whose input channels come and go, these
-    /// arrive sooner, because whole pages are read or not.
-    Runs,
     /// Panels are `UNIT` columns wide, the kernel puts several side by side, and the order is
     /// `[pair of rows][column][row of the pair]`: whatever is active, the cache lines that are read are used, and loads
     /// are whole vectors.
@@ -90,15 +85,13 @@ pub(super) struct Panel {
     /// Stored columns: `columns` rounded up to whole vectors.
     pub(super) stored: usize,
     pub(super) offset: usize,
-    /// From [`RUN`] rows to the next ones.
-    pub(super) pitch: usize,
 }
 
 impl Panel {
     /// Place of the first weight of a row, from the panel's start, unless panels are units.
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> usize {
-        row / RUN * self.pitch + row % RUN * self.stored
+        row * self.stored
     }
 }
 
@@ -128,40 +121,16 @@ impl<E: Element> Filter<E> {
         let g = spec.geometry;
         spec.check("filter")?;
         let (tile, deep) = (tile_for(isa, &g), tile(isa));
-        let come_in =
-            |group: Option<usize>, together: usize| group.is_some_and(|n| n.is_multiple_of(together));
-        let layout = if g.groups > 1 {
-            Layout::Panels
-        } else if g.c_in.is_multiple_of(UNIT)
-            && come_in(spec.output_group, UNIT)
-            && deep.columns.is_multiple_of(2 * UNIT)
-        {
-            Layout::Units
-        } else if g.output.pixels() <= FEW_ROWS
-            && g.c_in.is_multiple_of(RUN)
-            && come_in(spec.input_group, RUN)
-            && spec.output_group.is_none()
-        {
-            Layout::Runs
-        } else {
-            Layout::Panels
-        };
-        let mut panels = match layout {
+        let in_units = spec.output_group.is_some_and(|group| group.is_multiple_of(UNIT))
+            && g.c_in.is_multiple_of(UNIT)
+            && deep.columns.is_multiple_of(2 * UNIT);
+        let layout = if g.groups == 1 && in_units { Layout::Units } else { Layout::Panels };
+        let panels = match layout {
             Layout::Units => cut(&g, UNIT, UNIT),
             _ => cut(&g, tile.lanes, tile.columns),
         };
         let taps = g.kernel * g.kernel;
-        let mut len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
-        if layout == Layout::Runs {
-            // A panel more than there are, lest the runs of a panel fall into the same few sets of a cache.
-            let columns = panels.iter().map(|panel| panel.stored).sum::<usize>() + panels[0].stored;
-            len = taps * g.c_in * columns;
-            let mut before = 0;
-            for panel in &mut panels {
-                (panel.offset, panel.pitch) = (RUN * before, RUN * columns);
-                before += panel.stored;
-            }
-        }
+        let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
         let mut data = zeroed(len + SLACK, "packed weights")?;
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
@@ -312,8 +281,8 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
             let columns = width.min(end - c_out);
             let stored = columns.next_multiple_of(lanes);
             let inputs = groups * g.group_in();
-            let (c_in, pitch) = (group * g.group_in(), RUN * stored);
-            panels.push(Panel { c_out, columns, c_in, inputs, stored, offset, pitch });
+            let c_in = group * g.group_in();
+            panels.push(Panel { c_out, columns, c_in, inputs, stored, offset });
             offset += g.kernel * g.kernel * inputs * stored;
         }
     }

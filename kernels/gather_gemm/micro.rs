@@ -81,8 +81,6 @@ pub(super) struct PanelRows<E> {
     /// Which [`RUN`] rows every [`RUN`] steps of the reduction meet, with `apart` which [`UNIT`]. Null: all rows follow each
     /// other.
     pub(super) listed: *const u32,
-    /// From as many rows to the next.
-    pub(super) pitch: usize,
     /// Units lie apart, in the order of [`unit_place`](super::filter::unit_place). Sums over even and odd rows are then
     /// kept side by side in twice as many lanes, and added at the end.
     pub(super) apart: bool,
@@ -217,12 +215,8 @@ const fn lines<E>(rows: usize, columns: usize) -> usize {
 
 impl<E> Ahead<E> {
     fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, turns: usize) -> Self {
-        let nothing = PanelRows {
-            units: [std::ptr::null(); MAX_UNITS],
-            listed: std::ptr::null(),
-            pitch: 0,
-            apart: false,
-        };
+        let nothing =
+            PanelRows { units: [std::ptr::null(); MAX_UNITS], listed: std::ptr::null(), apart: false };
         let (panel, steps) = coming.unwrap_or((nothing, 0..0));
         let line = |step: usize| match (panel.apart, panel.listed.is_null()) {
             (true, _) => step / UNIT * lines::<E>(UNIT, UNIT),
@@ -230,7 +224,7 @@ impl<E> Ahead<E> {
             (false, true) => lines::<E>(step, stored),
         };
         let (at, end) = (FRACTION * line(steps.start), FRACTION * line(steps.end));
-        Ahead { panel, at, end, step: ((end - at) * 5 / 4).div_ceil(turns) }
+        Ahead { panel, at, end, step: (end - at).div_ceil(turns) }
     }
 
     /// Asks for some more of a panel of `columns` stored columns that is met as `GATHER` says.
@@ -253,9 +247,9 @@ impl<E> Ahead<E> {
                 let (row, line) = match GATHER {
                     STREAM => (0, at),
                     _ => {
-                        let lines =
-                            if GATHER == RUNS { lines::<E>(RUN, columns) } else { lines::<E>(UNIT, UNIT) };
-                        (*self.panel.listed.add(at / lines) as usize * self.panel.pitch, at % lines)
+                        let len = if GATHER == RUNS { RUN * columns } else { UNIT * UNIT };
+                        let lines = lines::<E>(1, len);
+                        (*self.panel.listed.add(at / lines) as usize * len, at % lines)
                     }
                 };
                 for unit in &self.panel.units[..if GATHER == UNITS { MAX_UNITS } else { 1 }] {
@@ -340,7 +334,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                     ahead.ask::<S, GATHER>(NV * S::LANES);
                     if GATHER == RUNS {
                         let run = *listed.add((order + k) / RUN) as usize;
-                        b = strip.panel.units[0].wrapping_add(run * strip.panel.pitch);
+                        b = strip.panel.units[0].wrapping_add(run * (RUN * NV * S::LANES));
                     }
                     step!(k, std::array::from_fn(|j| S::load(b.add(j * S::LANES))));
                     step!(k + 1, std::array::from_fn(|j| S::load(b.add((NV + j) * S::LANES))));

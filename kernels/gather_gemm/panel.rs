@@ -126,11 +126,10 @@ pub(super) fn place<E: Element>(
                 let position = last.min(column * job.width + unit * UNIT);
                 start(job.c_out.map_or(position, |list| list[position] as usize) / UNIT)
             });
-            Some(PanelRows { units, listed, pitch: UNIT * UNIT, apart: true })
+            Some(PanelRows { units, listed, apart: true })
         }
         Meets::Stream | Meets::Runs => {
-            let pitch = filter.panels[column].pitch;
-            Some(PanelRows { units: [start(column); MAX_UNITS], listed, pitch, apart: false })
+            Some(PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
         }
         Meets::Packed => None,
     }
@@ -221,5 +220,5 @@ fn packed<E: Element>(
         }
     }
     let start = scratch.packed.as_slice()[start..].as_ptr();
-    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), pitch: RUN * stored, apart: false }
+    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), apart: false }
 }

@@ -89,7 +89,7 @@ impl<E: Element> Scratch<E> {
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
         self.segments.clear();
         self.segments.reserve(g.kernel * g.kernel * (inputs / LONGEST + 1));
-        if packs || filter.layout == Layout::Runs {
+        if packs {
             self.listed.clear();
             self.listed.reserve(g.kernel * g.kernel * inputs);
         }

@@ -12,8 +12,8 @@ struct Case {
     channels: Option<(Density, usize)>,
     /// Of the input, of the output.
     listed: (bool, bool),
-    /// What the filter is told about how channels come, input and output.
-    groups: (Option<usize>, Option<usize>),
+    /// What the filter is told about how its output channels come.
+    group: Option<usize>,
     compact: bool,
     residual: bool,
     act: Act,
@@ -30,7 +30,7 @@ impl Case {
             rows: Density::All,
             channels: None,
             listed: (true, true),
-            groups: (None, None),
+            group: None,
             compact: false,
             residual: false,
             act: Act::Relu,
@@ -71,8 +71,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         bias: &bias,
         input_constant: case.constants.then_some(&input_constant),
         output_constant: case.constants.then_some(&output_constant),
-        input_group: case.groups.0,
-        output_group: case.groups.1,
+        output_group: case.group,
     };
     let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2));
     let list = |total: usize, listed: bool, random: &mut Random| match case.channels {
@@ -172,11 +171,11 @@ fn channel_sets_differ_between_samples() {
         {
             for constants in [false, true] {
                 let (channels, group) = (Some((density, group)), told.then_some(group));
-                let case = Case { channels, groups: (group, group), constants, ..Case::of(geometry) };
+                let case = Case { channels, group, constants, ..Case::of(geometry) };
                 check_everywhere(&Case { batch: 3, ..case.clone() });
                 check_everywhere(&Case { rows: Density::Half, residual: true, ..case.clone() });
-                check_everywhere(&Case { listed: (true, false), groups: (group, None), ..case.clone() });
-                check_everywhere(&Case { listed: (false, true), groups: (None, group), ..case });
+                check_everywhere(&Case { listed: (true, false), group: None, ..case.clone() });
+                check_everywhere(&Case { listed: (false, true), group, ..case });
             }
         }
     }
@@ -190,8 +189,8 @@ fn large_maps_pack_the_active_channels() {
         (conv(64, 66, 24, 72, 3, 2, 1), 1),
     ] {
         for density in Density::EVERY {
-            let groups = (Some(8), Some(8));
-            let case = Case { channels: Some((density, 8)), groups, threads, ..Case::of(geometry) };
+            let (channels, group) = (Some((density, 8)), Some(8));
+            let case = Case { channels, group, threads, ..Case::of(geometry) };
             check_everywhere(&Case { constants: true, ..case.clone() });
             check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
         }
@@ -216,15 +215,14 @@ fn what_is_packed_for_several_blocks_of_rows_stays() {
 #[test]
 fn channels_that_come_otherwise_than_the_filter_was_told() {
     let geometry = conv(6, 7, 64, 44, 3, 1, 1);
-    for groups in [(Some(8), Some(8)), (Some(8), None), (Some(4), None)] {
-        for (density, group) in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)]
-        {
-            let case = Case { channels: Some((density, group)), groups, ..Case::of(geometry) };
+    for group in [Some(8), Some(4), None] {
+        for channels in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)] {
+            let case = Case { channels: Some(channels), group, ..Case::of(geometry) };
             check_everywhere(&Case { constants: true, ..case.clone() });
             check_everywhere(&Case { listed: (true, false), ..case.clone() });
             check_everywhere(&Case { act: Act::Relu6, residual: true, ..case });
         }
-        let case = Case { groups, ..Case::of(geometry) };
+        let case = Case { group, ..Case::of(geometry) };
         check_everywhere(&case);
         check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
     }
@@ -257,7 +255,6 @@ fn nan_in_the_input_is_not_swallowed() {
         bias: &[0.0; 40],
         input_constant: None,
         output_constant: None,
-        input_group: None,
         output_group: None,
     };
     for isa in Isa::available() {
@@ -292,7 +289,6 @@ fn operands_that_do_not_fit_are_refused() {
         bias: &[0.0; 8],
         input_constant: None,
         output_constant: None,
-        input_group: None,
         output_group: None,
     };
     assert!(matches!(
@@ -337,10 +333,9 @@ proptest! {
     ) {
         let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
         let channels = Density::EVERY.get(channels).map(|&density| (density, group));
-        let told = |n: u64| [None, Some(group), Some(8)][n as usize % 3];
-        let groups = (told(seed), told(seed / 3));
+        let told = [None, Some(group), Some(8)][seed as usize % 3];
         let rows = Density::EVERY[rows];
-        let case = Case { geometry, batch, rows, channels, listed, groups, compact, residual, act: Act::Relu, constants, threads, seed };
+        let case = Case { geometry, batch, rows, channels, listed, group: told, compact, residual, act: Act::Relu, constants, threads, seed };
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
     }
 }

@@ -26,7 +26,6 @@ impl Filter {
             bias: &bias,
             input_constant: None,
             output_constant: None,
-            input_group: None,
             output_group: None,
         };
         Ok(match geometry.groups {

@@ -179,8 +179,8 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
         }
         let output_constant = (before_norm && !last).then(|| std::mem::take(&mut folded.zeroed));
         let group = spec.gate.channel.as_ref().map(|gate| gate.group_size);
-        let groups = (group.filter(|_| i > 0), group.filter(|_| !last));
-        convs.push(pack(backend, &folded, worth.as_deref(), output_constant.as_deref(), groups)?);
+        let group = group.filter(|_| !last);
+        convs.push(pack(backend, &folded, worth.as_deref(), output_constant.as_deref(), group)?);
         worth = output_constant;
         map = MapSize { h: folded.geometry.output.h, w: folded.geometry.output.w };
     }
@@ -282,16 +282,15 @@ fn prepare_channel_gate<B: Backend>(
 
 /// A convolution without inactive channels.
 fn gemm<B: Backend>(backend: &B, weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Conv<B>> {
-    pack(backend, &fold::conv(weights, spec, input)?, None, None, (None, None))
+    pack(backend, &fold::conv(weights, spec, input)?, None, None, None)
 }
 
 /// A convolution that reads images.
 fn image_conv<B: Backend>(backend: &B, folded: &Folded) -> Result<Conv<B>> {
     let Folded { geometry, weight, bias, act, .. } = folded;
-    let (input_constant, output_constant, input_group, output_group) = (None, None, None, None);
+    let (input_constant, output_constant, output_group) = (None, None, None);
     let geometry = *geometry;
-    let spec =
-        FilterSpec { geometry, weight, bias, input_constant, output_constant, input_group, output_group };
+    let spec = FilterSpec { geometry, weight, bias, input_constant, output_constant, output_group };
     let weights = ConvWeights::Gemm(backend.image_filter(&spec)?);
     Ok(Conv { weights, geometry, act: *act })
 }
@@ -301,11 +300,10 @@ fn pack<B: Backend>(
     folded: &Folded,
     input_constant: Option<&[f32]>,
     output_constant: Option<&[f32]>,
-    (input_group, output_group): (Option<usize>, Option<usize>),
+    output_group: Option<usize>,
 ) -> Result<Conv<B>> {
     let Folded { geometry, ref weight, ref bias, .. } = *folded;
-    let spec =
-        FilterSpec { geometry, weight, bias, input_constant, output_constant, input_group, output_group };
+    let spec = FilterSpec { geometry, weight, bias, input_constant, output_constant, output_group };
     let depthwise =
         geometry.groups > 1 && geometry.groups == geometry.c_in && geometry.c_in == geometry.c_out;
     let weights = match depthwise {

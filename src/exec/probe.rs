@@ -133,7 +133,6 @@ impl<B: Backend> Probe<B> {
                     bias: &bias,
                     input_constant: (constant && w.c_in_listed).then_some(&input),
                     output_constant: (constant && w.c_out_listed).then_some(&output),
-                    input_group: w.c_in_listed.then_some(w.group_size as usize),
                     output_group: w.c_out_listed.then_some(w.group_size as usize),
                 };
                 let filter = match w.reads_image() {
@@ -151,7 +150,6 @@ impl<B: Backend> Probe<B> {
                     bias: &bias,
                     input_constant: None,
                     output_constant: None,
-                    input_group: None,
                     output_group: None,
                 };
                 Kind::Depthwise(self.backend.depthwise_filter(&spec)?)

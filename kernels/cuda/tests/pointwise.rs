@@ -65,7 +65,6 @@ fn check_depthwise<T: Storage>(g: ConvGeometry, active: Active, constants: bool,
         bias: &bias,
         input_constant: constants.then_some(&input_constant),
         output_constant: constants.then_some(&output_constant),
-        input_group: None,
         output_group: None,
     };
     let mut want = before.clone();
