@@ -6,7 +6,9 @@
 
 use forust_ml::{Matrix, gradientbooster::GradientBooster};
 use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
 
+use super::masks::{Masks, Place, ROWS};
 use crate::{Error, Result};
 
 /// How trees are grown.
@@ -37,6 +39,8 @@ pub(crate) struct Boosted {
     nodes: Vec<Node>,
     /// What a walk that ends at each node predicts.
     values: Vec<f32>,
+    /// The same trees, for several rows at once.
+    masks: Option<Masks>,
 }
 
 /// Where a tree starts, and steps that lead to a leaf from there.
@@ -66,8 +70,10 @@ struct Stored {
 }
 
 const LEAF: i64 = -1;
-/// Walks side by side: of one row through several trees, or of several rows through one tree.
-pub(crate) const TOGETHER: usize = 8;
+/// Walks of a row side by side, through as many trees.
+const TOGETHER: usize = 8;
+/// Rows from which on masks are faster than walks.
+const FEW: usize = 4;
 
 /// Mean of the bags and the standard deviation between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -75,6 +81,17 @@ pub(crate) struct Guess {
     pub(crate) mean: f64,
     pub(crate) spread: f64,
 }
+
+impl Guess {
+    /// Of what each bag predicts, added up.
+    fn of(sum: f64, squares: f64, bags: f64) -> Self {
+        let mean = sum / bags;
+        Self { mean, spread: (squares / bags - mean * mean).max(0.0).sqrt() }
+    }
+}
+
+/// One for every row.
+pub(crate) type Guesses = SmallVec<[Guess; ROWS]>;
 
 impl Boosted {
     /// Grows trees that predict `targets` from `rows`, which all have the same number of finite features.
@@ -139,54 +156,36 @@ impl Boosted {
             squares += value * value;
             bags += 1.0;
         }
-        let mean = sum / bags;
-        Guess { mean, spread: (squares / bags - mean * mean).max(0.0).sqrt() }
+        Guess::of(sum, squares, bags)
     }
 
-    /// As [`predict`](Self::predict) for several rows, each tree once for all: it is in the cache then. Sums are added up in
-    /// the same order, so that the answers are the same.
-    pub(crate) fn predict_together<R: AsRef<[f32]>>(&self, rows: &[R; TOGETHER]) -> [Guess; TOGETHER] {
-        let rows: [&[f32]; TOGETHER] = std::array::from_fn(|i| rows[i].as_ref());
-        if self.trees.is_empty() || rows.iter().any(|row| row.len() != self.features) {
-            return rows.map(|row| self.predict(row));
+    /// What stands at a node.
+    fn place(&self, at: usize) -> Place {
+        let Node { threshold, feature, left } = self.nodes[at];
+        let left = at + usize::from(left);
+        match left == at {
+            true => Place::Leaf(self.values[at]),
+            false => Place::Split { feature, threshold, left, right: left + 1 },
         }
-        let (mut sums, mut squares, mut bags) = ([0.0; TOGETHER], [0.0; TOGETHER], 0.0);
-        for bag in self.trees.chunks(self.per_bag) {
-            let mut values = [0.0; TOGETHER];
-            for trees in bag.chunks(TOGETHER) {
-                // A bag's last trees are added one by one.
-                let each = if trees.len() == TOGETHER { TOGETHER } else { 1 };
-                for trees in trees.chunks(each) {
-                    let mut parts = [0.0; TOGETHER];
-                    for tree in trees {
-                        let leaves = self.leaves_of(tree, &rows);
-                        parts.iter_mut().zip(leaves).for_each(|(part, leaf)| *part += f64::from(leaf));
-                    }
-                    values.iter_mut().zip(parts).for_each(|(value, part)| *value += part);
-                }
-            }
-            for (i, value) in values.into_iter().enumerate() {
-                sums[i] += value;
-                squares[i] += value * value;
-            }
-            bags += 1.0;
-        }
-        std::array::from_fn(|i| {
-            let mean = sums[i] / bags;
-            Guess { mean, spread: (squares[i] / bags - mean * mean).max(0.0).sqrt() }
-        })
     }
 
-    /// Walks of several rows through one tree.
-    fn leaves_of(&self, tree: &Tree, rows: &[&[f32]; TOGETHER]) -> [f32; TOGETHER] {
-        let mut at = [tree.root as usize; TOGETHER];
-        for _ in 0..tree.depth {
-            for (at, row) in at.iter_mut().zip(rows) {
-                let Node { threshold, feature, left } = self.nodes[*at];
-                *at += usize::from(left) + usize::from(row[usize::from(feature)] >= threshold);
-            }
+    /// As [`predict`](Self::predict) for up to [`ROWS`] rows. Sums are added up in the same order, so that the answers are
+    /// the same.
+    pub(crate) fn predict_together(&self, rows: impl ExactSizeIterator<Item: AsRef<[f32]>>) -> Guesses {
+        let len = rows.len();
+        let Some(masks) = self.masks.as_ref().filter(|_| (FEW..=ROWS).contains(&len)) else {
+            return rows.map(|row| self.predict(row.as_ref())).collect();
+        };
+        let mut columns: SmallVec<[[f32; ROWS]; 96]> = smallvec![[0.0; ROWS]; self.features];
+        let mut complete = [false; ROWS];
+        for (i, row) in rows.enumerate() {
+            let row = row.as_ref();
+            columns.iter_mut().zip(row).for_each(|(column, &x)| column[i] = x);
+            complete[i] = row.len() == self.features;
         }
-        at.map(|at| self.values[at])
+        let guesses = pulp::Arch::new().dispatch(AddUp { boosted: self, masks, columns: &columns });
+        let guesses = guesses.into_iter().zip(complete).take(len);
+        guesses.map(|(guess, complete)| if complete { guess } else { Guess::default() }).collect()
     }
 
     /// Walks side by side: a step waits for the one before it, not for those of other trees.
@@ -200,6 +199,47 @@ impl Boosted {
             }
         }
         at.map(|at| self.values[at])
+    }
+}
+
+/// Adds up what the trees predict for the rows of `columns`, with the widest vectors that the machine has.
+struct AddUp<'a> {
+    boosted: &'a Boosted,
+    masks: &'a Masks,
+    columns: &'a [[f32; ROWS]],
+}
+
+impl pulp::WithSimd for AddUp<'_> {
+    type Output = [Guess; ROWS];
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+        let per_bag = self.boosted.per_bag;
+        let (mut sums, mut squares) = ([0.0; ROWS], [0.0; ROWS]);
+        let (mut values, mut parts) = ([0.0; ROWS], [0.0; ROWS]);
+        let mut tree = 0;
+        self.masks.leaves(
+            self.columns,
+            #[inline(always)]
+            |leaves| {
+                parts.iter_mut().zip(leaves).for_each(|(part, leaf)| *part += f64::from(leaf));
+                tree += 1;
+                // A bag's last trees are added one by one.
+                if tree % TOGETHER == 0 || tree > per_bag / TOGETHER * TOGETHER {
+                    values.iter_mut().zip(&parts).for_each(|(value, part)| *value += part);
+                    parts = [0.0; ROWS];
+                }
+                if tree == per_bag {
+                    for ((sum, square), value) in sums.iter_mut().zip(&mut squares).zip(&values) {
+                        *sum += value;
+                        *square += value * value;
+                    }
+                    (tree, values) = (0, [0.0; ROWS]);
+                }
+            },
+        );
+        let bags = (self.boosted.trees.len() / per_bag) as f64;
+        std::array::from_fn(|i| Guess::of(sums[i], squares[i], bags))
     }
 }
 
@@ -265,13 +305,18 @@ impl TryFrom<Stored> for Boosted {
         };
         let trees = roots.iter().map(tree).collect::<Result<_, _>>()?;
         let (nodes, values) = walk.into_iter().unzip();
-        Ok(Self { features, per_bag, trees, nodes, values })
+        let mut boosted = Self { features, per_bag, trees, nodes, values, masks: None };
+        if !boosted.trees.is_empty() {
+            let roots = boosted.trees.iter().map(|tree| tree.root as usize);
+            boosted.masks = Masks::new(roots, |at| boosted.place(at));
+        }
+        Ok(boosted)
     }
 }
 
 impl From<Boosted> for Stored {
     fn from(boosted: Boosted) -> Self {
-        let Boosted { features, per_bag, trees, nodes, values } = boosted;
+        let Boosted { features, per_bag, trees, nodes, values, .. } = boosted;
         let node = |(at, (node, value)): (usize, (Node, f32))| match node.threshold.is_finite() {
             true => (i64::from(node.feature), node.threshold, (at + usize::from(node.left)) as u32),
             false => (LEAF, value, 0),
@@ -315,10 +360,16 @@ mod tests {
             let guess = boosted.predict(&row);
             assert!((guess.mean - target).abs() < 0.05, "{} instead of {target}", guess.mean);
         }
-        let narrow = |row: &Vec<f64>| row.iter().map(|&x| x as f32).collect::<Vec<f32>>();
-        let together: [Vec<f32>; TOGETHER] = std::array::from_fn(|i| narrow(&rows[37 * i]));
-        assert_eq!(boosted.predict_together(&together), together.clone().map(|row| boosted.predict(&row)));
-        assert_eq!(boosted, Boosted::fit(&rows, &targets, &weights, &growth()).unwrap());
+        let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&x| x as f32).collect()).collect();
+        for len in [1, FEW, ROWS - 1, ROWS, ROWS + 1] {
+            let one_by_one: Vec<Guess> = rows[..len].iter().map(|row| boosted.predict(row)).collect();
+            assert_eq!(boosted.predict_together(rows[..len].iter()).as_slice(), one_by_one);
+        }
+        assert!(boosted.masks.is_some());
+        let nothing = Boosted::try_from(Stored::from(Boosted::default())).unwrap();
+        assert_eq!(nothing, Boosted::default());
+        assert_eq!(nothing.predict_together(rows[..ROWS].iter()).as_slice(), [Guess::default(); ROWS]);
+        assert_eq!(boosted, Boosted::fit(&steps().0, &targets, &weights, &growth()).unwrap());
         let json = serde_json::to_string(&boosted).unwrap();
         assert_eq!(serde_json::from_str::<Boosted>(&json).unwrap(), boosted);
     }

@@ -5,6 +5,7 @@
 
 pub(crate) mod boost;
 mod held_out;
+mod masks;
 pub(crate) mod nnls;
 pub(crate) mod regression;
 pub(crate) mod scales;
@@ -18,10 +19,12 @@ use std::fmt;
 use std::ops::{Add, AddAssign};
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::workload::{DType, Op, Sample, Workload};
 use crate::{DeviceFacts, Error, Result};
-use boost::{Growth, Guess, TOGETHER};
+use boost::{Growth, Guess};
+use masks::ROWS;
 use regression::{Regression, Row, Settings};
 use terms::Work;
 
@@ -178,12 +181,10 @@ impl Model {
         for model in &self.ops {
             let of = |w: &Workload| (w.op, w.dtype) == (model.op, model.dtype);
             let places: Vec<usize> = (0..workloads.len()).filter(|&i| of(workloads[i])).collect();
-            let (several, rest) = places.as_chunks::<TOGETHER>();
-            for places in several {
-                let of_these = model.predict_together(&places.map(|i| workloads[i]), &self.facts);
-                places.iter().zip(of_these).for_each(|(&i, answer)| answers[i] = answer);
+            for places in places.chunks(ROWS) {
+                let these: SmallVec<[&Workload; ROWS]> = places.iter().map(|&i| workloads[i]).collect();
+                model.predict_together(&these, &self.facts, |i, answer| answers[places[i]] = answer);
             }
-            rest.iter().for_each(|&i| answers[i] = model.predict(workloads[i], &self.facts));
         }
         answers
     }
@@ -296,17 +297,23 @@ impl OpModel {
         self.answer(workload, &work, &guess)
     }
 
+    /// Hands `each` the answers for up to [`ROWS`] workloads, with their places.
     fn predict_together(
         &self,
-        workloads: &[&Workload; TOGETHER],
+        workloads: &[&Workload],
         facts: &DeviceFacts,
-    ) -> [Prediction; TOGETHER] {
-        let works = workloads.map(|workload| Work::of(workload, facts));
+        mut each: impl FnMut(usize, Prediction),
+    ) {
+        let mut works = SmallVec::<[Work; ROWS]>::new();
+        works.extend(workloads.iter().map(|workload| Work::of(workload, facts)));
         let coefficients = &self.regression.coefficients;
-        let features: [_; TOGETHER] =
-            std::array::from_fn(|i| terms::features(workloads[i], facts, &works[i].amounts, coefficients));
-        let guesses = self.regression.residuals(&features);
-        std::array::from_fn(|i| self.answer(workloads[i], &works[i], &guesses[i]))
+        let asked = || workloads.iter().zip(&works);
+        let features =
+            asked().map(|(workload, work)| terms::features(workload, facts, &work.amounts, coefficients));
+        let guesses = self.regression.residuals(features);
+        for (i, ((workload, work), guess)) in asked().zip(&guesses).enumerate() {
+            each(i, self.answer(workload, work, guess));
+        }
     }
 
     fn answer(&self, workload: &Workload, work: &Work, guess: &Guess) -> Prediction {

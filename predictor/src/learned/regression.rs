@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::boost::{Boosted, Growth, Guess, TOGETHER};
+use super::boost::{Boosted, Growth, Guess, Guesses};
 use super::nnls;
 use crate::Result;
 use crate::random::Random;
@@ -121,8 +121,10 @@ impl Regression {
     }
 
     /// As [`residual`](Self::residual), for several at once.
-    pub(crate) fn residuals<R: AsRef<[f32]>>(&self, features: &[R; TOGETHER]) -> [Guess; TOGETHER] {
-        self.residual.predict_together(features).map(|guess| self.trusted(guess))
+    pub(crate) fn residuals(&self, features: impl ExactSizeIterator<Item: AsRef<[f32]>>) -> Guesses {
+        let mut guesses = self.residual.predict_together(features);
+        guesses.iter_mut().for_each(|guess| *guess = self.trusted(*guess));
+        guesses
     }
 
     fn trusted(&self, Guess { mean, spread }: Guess) -> Guess {
