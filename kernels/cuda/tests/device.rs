@@ -158,7 +158,8 @@ pub(crate) struct DeviceChannels {
 impl DeviceChannels {
     /// `group`: channels come in aligned runs of so many.
     pub(crate) fn new(channels: &crate::Channels, batch: usize, group: usize) -> Self {
-        let (total, all) = (channels.total(), channels.is_all());
+        // A device does not notice that a list has everything.
+        let (total, all) = (channels.total(), channels.batch().is_none());
         // What lies behind a sample's list is never read: no channel has that number.
         let mut index = vec![u32::MAX; if all { 0 } else { batch * total }];
         let mut count = vec![];
