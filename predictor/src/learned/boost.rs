@@ -1,7 +1,7 @@
 //! [`Boosted`]: what the analytic terms leave over, learned by gradient-boosted trees.
 //!
 //! The trees are grown by `forust-ml`; here they are laid out flat, so that a prediction is a walk through an array and
-//! a profile stays small. Several bags are grown from different seeds: their mean is the prediction, their spread says
+//! a profile stays small; several calls at a time ask all splits instead ([`Masks`]). Several bags are grown from different seeds: their mean is the prediction, their spread says
 //! how far it can be trusted.
 
 use forust_ml::{Matrix, gradientbooster::GradientBooster};

@@ -142,18 +142,9 @@ pub(super) fn place(tile: &GemmTile) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{call, facts};
     use super::*;
     use crate::workload::Op;
-
-    fn facts() -> DeviceFacts {
-        DeviceFacts::example_gpu("test")
-    }
-
-    fn call(op: Op, side: u32, c: u32, batch: u32) -> Workload {
-        let mut w = Workload::new(op, side, side, c, c);
-        (w.batch, w.rows, w.runs) = (batch, batch * side * side, batch * side);
-        w
-    }
 
     #[test]
     fn tiles_are_as_large_as_the_device_can_be_filled_with() {

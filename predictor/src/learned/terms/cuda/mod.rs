@@ -258,11 +258,11 @@ mod tests {
     use super::*;
     use crate::learned::terms;
 
-    fn facts() -> DeviceFacts {
+    pub(super) fn facts() -> DeviceFacts {
         DeviceFacts::example_gpu("test")
     }
 
-    fn call(op: Op, side: u32, c: u32, batch: u32) -> Workload {
+    pub(super) fn call(op: Op, side: u32, c: u32, batch: u32) -> Workload {
         let mut w = Workload::new(op, side, side, c, c);
         (w.batch, w.rows, w.runs) = (batch, batch * side * side, batch * side);
         if op == Op::Depthwise {
