@@ -18,8 +18,28 @@ pub(super) struct Link {
     pub(super) shortcut: Added,
     /// The spatial gate's grid.
     pub(super) grid: Option<MapSize>,
-    /// The channel gate's groups and their size.
-    pub(super) groups: Option<(usize, usize)>,
+    pub(super) groups: Option<Groups>,
+}
+
+/// A channel gate's groups.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Groups {
+    pub(super) count: usize,
+    /// Channels of one.
+    pub(super) size: usize,
+    /// Where they are masked.
+    point: MaskPoint,
+}
+
+impl Groups {
+    /// Whether the way back through unit `index`, of which `last` is the last, meets a mask: the unit's own in front of its
+    /// normalisation, or the one behind the activation of the unit before.
+    pub(super) fn meets(self, index: usize, last: usize) -> bool {
+        match self.point {
+            MaskPoint::BeforeNorm => index < last,
+            MaskPoint::AfterActivation => index > 0,
+        }
+    }
 }
 
 /// What is added to the branch.
@@ -42,24 +62,21 @@ impl Link {
         Self { act: act(of), shortcut: Added::Nothing, grid: None, groups: None }
     }
 
-    /// Of a residual block; `None` where only candle computes its masks.
-    pub(super) fn of(spec: &BlockSpec) -> Option<Self> {
-        let channel = spec.gate.channel.as_ref();
-        if channel.is_some_and(|gate| gate.point != MaskPoint::BeforeNorm) {
-            return None;
-        }
+    /// Of a residual block.
+    pub(super) fn of(spec: &BlockSpec) -> Self {
+        let groups = spec.gate.channel.as_ref().map(|gate| Groups {
+            count: gate.groups,
+            size: gate.group_size,
+            point: gate.point,
+        });
         let shortcut = match &spec.shortcut {
             Shortcut::None => Added::Nothing,
             Shortcut::Identity => Added::Input,
             &Shortcut::PadChannels { stride, before, .. } => Added::Padded { stride, before },
             Shortcut::Projection(_) => Added::Projection,
         };
-        Some(Self {
-            act: act(spec.act),
-            shortcut,
-            grid: spec.gate.spatial.as_ref().map(|gate| gate.grid),
-            groups: channel.map(|gate| (gate.groups, gate.group_size)),
-        })
+        let grid = spec.gate.spatial.as_ref().map(|gate| gate.grid);
+        Self { act: act(spec.act), shortcut, grid, groups }
     }
 
     /// Whether one decision a sample is all that masks.
@@ -112,12 +129,19 @@ pub(super) struct Normed {
     pub(super) inv_std: Vec<f32>,
     pub(super) scale: Vec<f32>,
     pub(super) shift: Vec<f32>,
-    /// Channel mask `[n, c]`; ones where there is none.
-    pub(super) keep: Vec<f32>,
+    pub(super) mask: Mask,
     /// Whether the statistics are the batch's.
     pub(super) of_batch: bool,
     /// Rows that are computed of the batch.
     pub(super) rows: usize,
+}
+
+/// A channel mask `[n, c]` on a unit's output.
+pub(super) struct Mask {
+    /// In front of the normalisation; ones where there is none.
+    keep: Vec<f32>,
+    /// Behind the activation.
+    pub(super) behind: Option<Vec<f32>>,
 }
 
 /// What the way back needs: one entry a unit, the projection last.
@@ -142,7 +166,13 @@ impl Normed {
 
     pub(super) fn kept(&self, i: usize) -> &[f32] {
         let c = self.mean.len();
-        &self.keep[i * c..(i + 1) * c]
+        &self.mask.keep[i * c..(i + 1) * c]
+    }
+
+    /// The mask of sample `i` behind the activation.
+    pub(super) fn kept_behind(&self, i: usize) -> Option<&[f32]> {
+        let c = self.mean.len();
+        self.mask.behind.as_ref().map(|keep| &keep[i * c..(i + 1) * c])
     }
 
     pub(super) fn centre(&self, i: usize) -> Centre<'_> {
@@ -195,7 +225,7 @@ impl Chain {
     /// Decisions of a batch of `n`: spatial and channel.
     pub(super) fn decisions(&self, n: usize) -> (usize, usize) {
         let cells = self.link.grid.map_or(0, |grid| grid.h * grid.w);
-        (n * cells, n * self.link.groups.map_or(0, |(groups, _)| groups))
+        (n * cells, n * self.link.groups.map_or(0, |groups| groups.count))
     }
 
     /// The map behind the chain, `[n, h, w, c]`. `stored` has running mean and variance of each unit with a normalisation.
@@ -209,11 +239,11 @@ impl Chain {
         for (index, unit) in self.all().enumerate() {
             let projects = index == self.units.len();
             let previous = if projects || index == 0 { None } else { normed.last() };
-            let keep = self.channel_mask(inputs, unit, index);
+            let mask = self.channel_mask(inputs, unit, index);
             let stored = stored.get(index).context("stored statistics of every unit")?;
             let source = Source { unit, before: previous.map(|normed| (normed, self.units[index - 1].act)) };
             let seen = if projects { inputs.of_all() } else { inputs };
-            let (this, batch) = source.forward(seen, keep, stored.as_ref())?;
+            let (this, batch) = source.forward(seen, mask, stored.as_ref())?;
             normed.push(this);
             moved.push(batch);
         }
@@ -222,15 +252,16 @@ impl Chain {
         Ok((y, saved, moved))
     }
 
-    /// `[n, c_out]` of a unit; ones where no gate masks it.
-    fn channel_mask(&self, inputs: Inputs<'_>, unit: &Unit, index: usize) -> Vec<f32> {
-        let c = unit.geometry.c_out;
-        match self.link.groups {
-            Some((_, size)) if index + 1 < self.units.len() => {
-                let channel = &inputs.keep[self.decisions(inputs.n).0..];
-                channel.iter().flat_map(|&keep| std::iter::repeat_n(keep, size)).collect()
-            }
-            _ => vec![1.0; inputs.n * c],
+    fn channel_mask(&self, inputs: Inputs<'_>, unit: &Unit, index: usize) -> Mask {
+        let ones = || vec![1.0; inputs.n * unit.geometry.c_out];
+        let Some(groups) = self.link.groups.filter(|_| index + 1 < self.units.len()) else {
+            return Mask { keep: ones(), behind: None };
+        };
+        let decided = &inputs.keep[self.decisions(inputs.n).0..];
+        let keep = decided.iter().flat_map(|&keep| std::iter::repeat_n(keep, groups.size)).collect();
+        match groups.point {
+            MaskPoint::BeforeNorm => Mask { keep, behind: None },
+            MaskPoint::AfterActivation => Mask { keep: ones(), behind: Some(keep) },
         }
     }
 
@@ -344,8 +375,17 @@ impl Source<'_> {
                 })
             }
             Some((before, act)) => {
-                let (z, affine) = (before.sample(i, len), before.affine(i, scale));
-                unit.place(bordered, |y, to| Ok(forward(isa, &z[y * line..][..to.len()], affine, act, to)?))
+                let (z, affine, keep) =
+                    (before.sample(i, len), before.affine(i, scale), before.kept_behind(i));
+                unit.place(bordered, |y, to| {
+                    forward(isa, &z[y * line..][..to.len()], affine, act, to)?;
+                    if let Some(keep) = keep {
+                        for pixel in to.chunks_exact_mut(keep.len()) {
+                            pixel.iter_mut().zip(keep).for_each(|(value, keep)| *value *= keep);
+                        }
+                    }
+                    Ok(())
+                })
             }
         }
     }
@@ -353,7 +393,7 @@ impl Source<'_> {
     fn forward(
         &self,
         inputs: Inputs<'_>,
-        keep: Vec<f32>,
+        mask: Mask,
         stored: Option<&Moments>,
     ) -> Result<(Normed, Option<(Moments, f64)>)> {
         let Inputs { workers, n, params, .. } = inputs;
@@ -379,7 +419,7 @@ impl Source<'_> {
                         self.fill(isa, inputs.x, i, work)?;
                         work.forward(isa, &filter, z)?;
                         if of_batch {
-                            let centre = Centre { keep: &keep[i * c..(i + 1) * c], mean: pivot };
+                            let centre = Centre { keep: &mask.keep[i * c..(i + 1) * c], mean: pivot };
                             moments(isa, z, centre, &mut Sums { first, second })?;
                         }
                     }
@@ -410,6 +450,6 @@ impl Source<'_> {
         let inv_std: Vec<f32> = var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
         let scale: Vec<f32> = gamma.iter().zip(&inv_std).map(|(gamma, inv)| gamma * inv).collect();
         let shift = beta.iter().zip(&mean).zip(&scale).map(|((beta, mean), s)| beta - mean * s).collect();
-        Ok((Normed { z, mean, inv_std, scale, shift, keep, of_batch, rows }, moved))
+        Ok((Normed { z, mean, inv_std, scale, shift, mask, of_batch, rows }, moved))
     }
 }

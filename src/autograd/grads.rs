@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use laud_kernels::Act;
-use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, grad, grad_sums, join_grad};
+use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, forward, grad, grad_sums, join_grad};
 use rayon::prelude::*;
 
 use super::chain::{Added, Chain, Inputs, Normed, Saved, Source, cell};
@@ -118,10 +118,8 @@ impl Chain {
             let source = Source { unit, before };
             let back = UnitBack { source, normed, behind: &behind, target, filters: wanted.filters };
             let (dkeep, sums) = back.run(inputs, &mut params, to.as_deref_mut())?;
-            if let (true, Some((groups, size))) = (index < last, self.link.groups) {
-                for (to, kept) in
-                    keep[spatial..spatial + inputs.n * groups].iter_mut().zip(dkeep.chunks_exact(size))
-                {
+            if let Some(groups) = self.link.groups.filter(|groups| groups.meets(index, last)) {
+                for (to, kept) in keep[spatial..].iter_mut().zip(dkeep.chunks_exact(groups.size)) {
                     *to += kept.iter().sum::<f32>();
                 }
             }
@@ -266,6 +264,17 @@ fn norm_sums(
     Ok(grad_sums(workers.isa, x, (affine, act), normed.centre(i), g, &mut Sums { first, second })?)
 }
 
+/// Takes the gradient `g` of `keep · y` back to `y`, in place, and adds the mask's.
+fn through_mask(g: &mut [f32], y: &[f32], keep: &[f32], dkeep: &mut [f32]) {
+    let c = keep.len();
+    for (g, y) in g.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
+        for ((g, y), (keep, dkeep)) in g.iter_mut().zip(y).zip(keep.iter().zip(&mut *dkeep)) {
+            *dkeep += *g * y;
+            *g *= keep;
+        }
+    }
+}
+
 /// The way back through one unit.
 struct UnitBack<'a> {
     source: Source<'a>,
@@ -277,7 +286,8 @@ struct UnitBack<'a> {
 }
 
 impl UnitBack<'_> {
-    /// Adds to `params` and `to`, the target's; gives the gradient of the channel mask `[n, c_out]` and the sums of what is in `to`.
+    /// Adds to `params` and `to`, the target's; gives the gradient of a channel mask, that behind the activation of the unit
+    /// before `[n, c_in]` where there is one, else this unit's `[n, c_out]`, and the sums of what is in `to`.
     fn run(
         &self,
         inputs: Inputs<'_>,
@@ -299,14 +309,16 @@ impl UnitBack<'_> {
         let pieces = n.div_ceil(per);
         let mut weights = vec![0.0f32; pieces * g.weights()];
         let mut dkeep = vec![0.0f32; n * g.c_out];
+        let mut dkeep_before = vec![0.0f32; n * g.c_in];
         let mut sums = vec![0.0f32; pieces * 2 * g.c_in];
         workers.install(|| {
-            let outputs = to.par_chunks_mut(per * len).zip(dkeep.par_chunks_mut(per * g.c_out));
+            let keeps = dkeep.par_chunks_mut(per * g.c_out).zip(dkeep_before.par_chunks_mut(per * g.c_in));
+            let outputs = to.par_chunks_mut(per * len).zip(keeps);
             let partial = weights.par_chunks_mut(g.weights()).zip(sums.par_chunks_mut(2 * g.c_in));
-            outputs.zip(partial).enumerate().try_for_each(|(piece, ((to, dkeep), (weights, sums)))| {
+            outputs.zip(partial).enumerate().try_for_each(|(piece, ((to, keeps), (weights, sums)))| {
                 workers.with(|work| {
-                    let samples = to.chunks_exact_mut(len).zip(dkeep.chunks_exact_mut(g.c_out));
-                    for (i, (to, dkeep)) in samples.enumerate() {
+                    let keeps = keeps.0.chunks_exact_mut(g.c_out).zip(keeps.1.chunks_exact_mut(g.c_in));
+                    for (i, (to, (dkeep, dkeep_before))) in to.chunks_exact_mut(len).zip(keeps).enumerate() {
                         let i = piece * per + i;
                         if !inputs.computes(i) {
                             continue;
@@ -320,6 +332,11 @@ impl UnitBack<'_> {
                             Target::Before(..) if !there => to.fill(0.0),
                             Target::Before(before, act) => {
                                 to.copy_from_slice(&work.map);
+                                if let Some(keep) = before.kept_behind(i) {
+                                    let affine = before.affine(i, &mut work.scale);
+                                    forward(workers.isa, before.sample(i, len), affine, act, &mut work.map)?;
+                                    through_mask(to, &work.map, keep, dkeep_before);
+                                }
                                 norm_sums(workers, before, (i, act), to, sums, work)?;
                             }
                             _ => {}
@@ -334,7 +351,8 @@ impl UnitBack<'_> {
             total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
         }
         unit.add_weight_grad(&total, params);
-        Ok((dkeep, sums))
+        let masked = matches!(self.target, Target::Before(before, _) if before.mask.behind.is_some());
+        Ok((if masked { dkeep_before } else { dkeep }, sums))
     }
 
     /// Sample `i`: adds to the weights' gradient, puts the input's gradient into `work.map`; false where that is zero or

@@ -8,7 +8,7 @@
 //!
 //! Sums over a batch are taken in an order that depends on the batch only: the same bits on any number of threads.
 //!
-//! Squeeze-excitation, grouped convolutions that are not depthwise and masks behind the activation take candle's way.
+//! Squeeze-excitation and grouped convolutions that are not depthwise take candle's way.
 
 mod chain;
 mod grads;
@@ -127,9 +127,9 @@ impl MapOps for KernelMaps {
         if let (Shortcut::Projection(_), Some(projection)) = (&block.spec.shortcut, &block.projection) {
             links.push(projection);
         }
-        let fast = match Link::of(&block.spec).filter(|_| !block.squeezes()) {
-            Some(link) => self.chain(&links, link, map, keep, statistics)?,
-            None => None,
+        let fast = match block.squeezes() {
+            false => self.chain(&links, Link::of(&block.spec), map, keep, statistics)?,
+            true => None,
         };
         match fast {
             Some(out) => Ok(out),
