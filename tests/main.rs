@@ -13,7 +13,7 @@
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
-//! `course` whole trainings, cut off and gone on with ·
+//! `start` what training starts from · `course` whole trainings, cut off and gone on with ·
 //! `zoo` what ships · `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
 //! executor · `networks` makes small networks · `compare` says how far two tensors are apart.
@@ -41,5 +41,6 @@ mod parity;
 mod plan;
 mod policies;
 mod session;
+mod start;
 mod training_step;
 mod zoo;

@@ -401,7 +401,8 @@ impl Source<'_> {
         let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
         let filter = unit.filter(isa, params)?;
         let computed = (0..n).filter(|&i| inputs.computes(i)).count();
-        let of_batch = inputs.statistics != Statistics::Stored && stored.is_some() && computed > 0;
+        let summed = inputs.statistics != Statistics::Stored && stored.is_some() && computed > 0;
+        let of_batch = summed && !inputs.statistics.are_stored();
         let zeros = vec![0.0; c];
         let pivot = stored.map_or(&zeros, |(mean, _)| mean);
         let mut z = Shelf::any(&workers.shelf, n * len);
@@ -418,7 +419,7 @@ impl Source<'_> {
                         }
                         self.fill(isa, inputs.x, i, work)?;
                         work.forward(isa, &filter, z)?;
-                        if of_batch {
+                        if summed {
                             let centre = Centre { keep: &mask.keep[i * c..(i + 1) * c], mean: pivot };
                             moments(isa, z, centre, &mut Sums { first, second })?;
                         }
@@ -432,8 +433,8 @@ impl Source<'_> {
             (unit.channels(params, unit.gamma_at, 1.0), unit.channels(params, unit.beta_at, 0.0));
         let (mean, var, moved) = match stored {
             None => (zeros, vec![1.0; c], None),
-            Some((mean, var)) if !of_batch => (mean.clone(), var.clone(), None),
-            Some(_) => {
+            Some((mean, var)) if !summed => (mean.clone(), var.clone(), None),
+            Some((stored_mean, stored_var)) => {
                 let total = |at: usize| sums.chunks_exact(2 * c).map(|sums| f64::from(sums[at])).sum::<f64>();
                 let m = rows as f64;
                 let off: Vec<f64> = (0..c).map(|at| total(at) / m).collect();
@@ -443,7 +444,10 @@ impl Source<'_> {
                     pivot.iter().zip(&off).map(|(pivot, off)| (f64::from(*pivot) + off) as f32).collect();
                 let unbiased = var.iter().map(|var| (var * m / (m - 1.0).max(1.0)) as f32).collect();
                 let moved = ((mean.clone(), unbiased), computed as f64 / n as f64);
-                (mean, var.iter().map(|var| *var as f32).collect(), Some(moved))
+                match of_batch {
+                    true => (mean, var.iter().map(|var| *var as f32).collect(), Some(moved)),
+                    false => (stored_mean.clone(), stored_var.clone(), Some(moved)),
+                }
             }
         };
         let eps = if stored.is_some() { unit.eps.unwrap_or(0.0) } else { 0.0 };

@@ -81,8 +81,10 @@ impl KernelMaps {
         let moved = moved.lock().ok().and_then(|mut moved| moved.take()).unwrap_or_default();
         for (norm, moved) in norms.into_iter().zip(moved) {
             if let (Some(norm), Some(((mean, var), share))) = (norm, moved) {
-                follow(norm.running_mean(), mean, norm.momentum() * share)?;
-                follow(norm.running_var(), var, norm.momentum() * share)?;
+                let all_the_way = statistics == Statistics::Measured;
+                let momentum = if all_the_way { 1.0 } else { norm.momentum() * share };
+                follow(norm.running_mean(), mean, momentum)?;
+                follow(norm.running_var(), var, momentum)?;
             }
         }
         Ok(Some(y.map(out)))

@@ -9,16 +9,19 @@ use laud::CheckpointWeights;
 use laud::autograd::KernelMaps;
 use laud::exec::Weights;
 use laud::train::{
-    BlockLatency, Cost, Course, Event, LatencyModel, Precision, Recipe, Setup, Trained, Trainer,
-    initial_weights, steps_per_epoch,
+    BlockLatency, Cost, Course, Event, LatencyModel, Precision, Recipe, Setup, Trained, Trainer, goes_on,
+    importance, initial_weights, sort_channels, start_gates, steps_per_epoch, unfold_norms,
 };
-use laud::vision::{Batches, Dataset};
-use laud_models::NetSpec;
+use laud::vision::{Augment, Batches, Dataset};
+use laud_models::{InputSpec, NetSpec};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Images that statistics are measured on.
+const MEASURED_IMAGES: usize = 32;
 
 /// Train a network or its gates
 #[derive(Args)]
@@ -115,6 +118,10 @@ struct Changes {
     /// Keep bias of fresh gates [default: 5 spatial, 2 channel]
     #[arg(long, value_name = "B", allow_negative_numbers = true)]
     gate_bias: Option<f64>,
+    /// Images to measure on which channels matter: they are sorted by that, and fresh channel gates start at the target
+    /// [default: 0, they start with their keep bias]
+    #[arg(long, value_name = "N")]
+    rank_images: Option<usize>,
     /// Share of the steps after which gates decide without noise [default: 1, never]
     #[arg(long, value_name = "SHARE")]
     noise_until: Option<f64>,
@@ -142,6 +149,7 @@ impl Changes {
         set(&mut recipe.distill_features, self.distill_features);
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);
+        set(&mut recipe.rank_images, self.rank_images);
         set(&mut recipe.noise_until, self.noise_until);
         set(&mut recipe.skip_from, self.skip_from);
         set(&mut recipe.seed, self.seed);
@@ -217,6 +225,24 @@ impl Train {
                 .with_context(|| file.display().to_string())?,
             None => Cost::macs(&model.spec, recipe.rate_gradient())?,
         };
+        // A training that goes on has its weights from its state.
+        let fresh = !goes_on(&self.out);
+        let order = data.shuffled(recipe.seed);
+        let some = |count: usize| &order[..count.min(order.len())];
+        if fresh {
+            unfold_norms(&model.spec, &mut weights, maps.clone(), || {
+                images(&data, some(MEASURED_IMAGES), &model.spec.input)
+            })?;
+        }
+        if let Some(target) = recipe.target.filter(|_| recipe.rank_images > 0 && fresh) {
+            let name = &model.spec.name;
+            ensure!(model.attached, "--rank-images: {name} has trained gates, only fresh ones start anew");
+            let each = some(recipe.rank_images).iter();
+            let images = each.map(|&number| images(&data, &[number], &model.spec.input));
+            let mut scores = importance(&model.spec, &weights, maps.clone(), images, recipe.seed)?;
+            sort_channels(&model.spec, &mut weights, &mut scores)?;
+            start_gates(&model.spec, &mut weights, &scores, &cost, target)?;
+        }
         let cost = model.is_gated().then_some(cost);
         writeln!(
             out,
@@ -255,6 +281,13 @@ fn fitting(data: Dataset, path: &Path, spec: &NetSpec) -> Result<Batches> {
         spec.name
     );
     Batches::new(data, &spec.input)
+}
+
+/// Images `[n, c, h, w]` as they are.
+fn images(data: &Batches, numbers: &[usize], input: &InputSpec) -> Result<Tensor> {
+    let (values, _) = data.load(numbers, Augment::Nothing)?;
+    let shape = (numbers.len(), input.channels, input.size.h, input.size.w);
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
 fn file_name(path: &Path) -> String {

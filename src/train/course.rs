@@ -92,6 +92,14 @@ struct Progress {
     recipe: Recipe,
 }
 
+/// Where in its folder a training's state is.
+const STATE_FILE: &str = "state.safetensors";
+
+/// Whether a training in this folder goes on from a saved state.
+pub fn goes_on(folder: &Path) -> bool {
+    folder.join(STATE_FILE).exists()
+}
+
 /// Steps of an epoch of `images`; the rest that fills no step sits out, a different one every epoch.
 ///
 /// # Errors
@@ -135,7 +143,7 @@ impl<'a> Course<'a> {
 
     /// Where going on starts from.
     pub fn state_path(&self) -> PathBuf {
-        self.folder.join("state.safetensors")
+        self.folder.join(STATE_FILE)
     }
 
     /// Where the log is.

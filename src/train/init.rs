@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use laud_models::{NetSpec, Parameter};
+use laud_models::{ChannelGateSpec, ChannelHead, NetSpec, Parameter};
 
 use crate::random::Random;
 
@@ -79,22 +79,26 @@ pub fn initial_weights(spec: &NetSpec, seed: u64, bias: GateBias) -> Result<Hash
 
 /// Name of every gate's last bias, what its keep half and what its skip half is.
 fn gate_biases(spec: &NetSpec, bias: GateBias) -> Vec<(String, f64, f64)> {
-    use laud_models::ChannelHead;
     let mut all = Vec::new();
     for gate in spec.blocks.iter().map(|block| &block.gate) {
         if let Some(spatial) = &gate.spatial {
             all.push((format!("{}.conv.bias", spatial.prefix), bias.spatial, 0.0));
         }
         if let Some(channel) = &gate.channel {
-            let layer = match channel.head {
-                ChannelHead::Mlp1 => "conv",
-                ChannelHead::Mlp2 { .. } => "conv.2",
-                ChannelHead::ConvLinear { .. } => "linear",
-            };
-            all.push((format!("{}.{layer}.bias", channel.prefix), bias.channel, -bias.channel));
+            all.push((format!("{}.bias", last_layer(channel)), bias.channel, -bias.channel));
         }
     }
     all
+}
+
+/// Module name of a channel gate's last layer.
+pub(super) fn last_layer(gate: &ChannelGateSpec) -> String {
+    let layer = match gate.head {
+        ChannelHead::Mlp1 => "conv",
+        ChannelHead::Mlp2 { .. } => "conv.2",
+        ChannelHead::ConvLinear { .. } => "linear",
+    };
+    format!("{}.{layer}", gate.prefix)
 }
 
 #[cfg(test)]

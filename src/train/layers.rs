@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 use candle_nn::{BatchNorm, ModuleT};
 use laud_models::{Activation, ConvSpec, LinearSpec, MaskPoint, NormSpec};
 
@@ -35,6 +35,15 @@ pub enum Statistics {
     /// As `Batch`, but a branch with a layer gate alone sees only the images that it is kept for: the others are not
     /// computed, no gradient of the branch reaches the decisions, and its stored statistics move the less the fewer it sees.
     Kept,
+    /// Normalises with the stored ones and then stores the batch's in their place.
+    Measured,
+}
+
+impl Statistics {
+    /// Whether maps are normalised with the stored statistics.
+    pub fn are_stored(self) -> bool {
+        matches!(self, Self::Stored | Self::Measured)
+    }
 }
 
 /// A channel mask `keep [n, c, 1, 1]` and where it multiplies.
@@ -87,7 +96,12 @@ impl Conv {
                 y = y.broadcast_add(bias)?;
             }
             let y_masked = masked(y, MaskPoint::BeforeNorm)?;
-            y = norm.forward_t(&y_masked, statistics != Statistics::Stored)?;
+            y = norm.forward_t(&y_masked, !statistics.are_stored())?;
+            if statistics == Statistics::Measured {
+                let by_channel = y_masked.transpose(0, 1)?.flatten_from(1)?.detach();
+                Var::from_tensor(norm.running_mean())?.set(&by_channel.mean(1)?)?;
+                Var::from_tensor(norm.running_var())?.set(&by_channel.var(1)?)?;
+            }
         } else {
             y = masked(y, MaskPoint::BeforeNorm)?;
             if let Some(bias) = &bias {

@@ -62,6 +62,9 @@ pub struct Recipe {
     pub gate_bias_spatial: f64,
     /// Keep bias of fresh channel gates.
     pub gate_bias_channel: f64,
+    /// Images to measure the importance of channels on: sorted by it, channels are in groups that matter alike, and fresh
+    /// channel gates start at the target. 0: they start by their bias.
+    pub rank_images: usize,
     /// First skip bias of each gate keeps PyTorch's default.
     pub official_unset_bias: bool,
     /// No gradient of the cost through dilated masks.
@@ -122,6 +125,7 @@ impl Default for Recipe {
             skip_from: 1.0,
             gate_bias_spatial: bias.spatial,
             gate_bias_channel: bias.channel,
+            rank_images: 0,
             official_unset_bias: false,
             official_last_rate_only: false,
             official_ignore_gate_lr: false,
@@ -185,6 +189,11 @@ impl Recipe {
         if let Some(target) = self.target {
             ensure!((0.0..=1.0).contains(&target), "target is {target}, a share in 0..=1 is needed");
         }
+        ensure!(
+            self.rank_images == 0 || self.target.is_some(),
+            "rank_images is {}: gates that start at a target need one",
+            self.rank_images
+        );
         ensure!(
             self.skip_from >= 1.0 || self.batch_statistics && self.train != Trained::Gates,
             "skip_from is {}: it needs the batch's statistics and a backbone that moves",
