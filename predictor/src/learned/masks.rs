@@ -5,22 +5,24 @@
 //! (QuickScorer, Lucchese et al., SIGIR 2015). A split is one comparison of a vector of rows.
 
 /// Rows that are asked about at once.
-pub(crate) const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 32;
+
+/// Most leaves of a tree: the bits of a mask.
+const LEAVES: usize = u32::BITS as usize;
 
 /// Trees with at most 32 leaves each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Masks {
     trees: Vec<Tree>,
     splits: Vec<Split>,
-    /// What the leaves predict, from left to right, tree after tree.
-    values: Vec<f32>,
 }
 
-/// Ends of a tree's splits and values; they start where those of the tree before it end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Tree {
+    /// End of its splits; they start where those of the tree before it end.
     splits: usize,
-    values: usize,
+    /// What the leaves predict, from left to right.
+    values: [f32; LEAVES],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,35 +46,36 @@ impl Masks {
     pub(super) fn new(roots: impl Iterator<Item = usize>, place: impl Fn(usize) -> Place) -> Option<Self> {
         let mut masks = Self::default();
         for root in roots {
-            let first = masks.values.len();
-            masks.add(root, first, &place)?;
-            masks.trees.push(Tree { splits: masks.splits.len(), values: masks.values.len() });
+            let mut values = Vec::new();
+            masks.add(root, &mut values, &place)?;
+            values.resize(LEAVES, 0.0);
+            masks.trees.push(Tree { splits: masks.splits.len(), values: values.try_into().ok()? });
         }
         Some(masks)
     }
 
-    /// Adds what lies below a node of the tree whose values begin at `first`.
-    fn add(&mut self, node: usize, first: usize, place: &impl Fn(usize) -> Place) -> Option<()> {
+    /// Adds what lies below a node of a tree, the values of whose leaves further left are there.
+    fn add(&mut self, node: usize, values: &mut Vec<f32>, place: &impl Fn(usize) -> Place) -> Option<()> {
         match place(node) {
-            Place::Leaf(value) => self.values.push(value),
+            Place::Leaf(value) => values.push(value),
             Place::Split { feature, threshold, left, right } => {
                 let at = self.splits.len();
                 self.splits.push(Split { threshold, feature, keeps: 0 });
-                let leaves = self.values.len() - first;
-                self.add(left, first, place)?;
-                let lefts = self.values.len() - first - leaves;
-                self.add(right, first, place)?;
+                let leaves = values.len();
+                self.add(left, values, place)?;
+                let lefts = values.len() - leaves;
+                self.add(right, values, place)?;
                 // One leaf more lies to the right, so this is never all of them.
                 self.splits[at].keeps = !(((1u64 << lefts) - 1) << leaves) as u32;
             }
         }
-        (self.values.len() - first <= u32::BITS as usize).then_some(())
+        (values.len() <= LEAVES).then_some(())
     }
 
     /// Hands `each` what the trees predict for the rows of `columns`, `[feature][row]`, tree by tree.
     #[inline(always)]
     pub(super) fn leaves(&self, columns: &[[f32; ROWS]], mut each: impl FnMut([f32; ROWS])) {
-        let (mut split, mut value) = (0, 0);
+        let mut split = 0;
         for tree in &self.trees {
             let mut left = [u32::MAX; ROWS];
             for &Split { threshold, feature, keeps } in &self.splits[split..tree.splits] {
@@ -81,13 +84,12 @@ impl Masks {
                     *left &= if x >= threshold { keeps } else { u32::MAX };
                 }
             }
-            let values = &self.values[value..tree.values];
             let mut leaves = [0.0; ROWS];
             for (leaf, left) in leaves.iter_mut().zip(left) {
-                *leaf = values[left.trailing_zeros() as usize];
+                *leaf = tree.values[left.trailing_zeros() as usize % LEAVES];
             }
             each(leaves);
-            (split, value) = (tree.splits, tree.values);
+            split = tree.splits;
         }
     }
 }
@@ -120,15 +122,15 @@ mod tests {
     #[test]
     fn every_leaf_of_the_deepest_tree_is_reached() {
         for to_the_right in [true, false] {
-            let masks = comb(32, to_the_right).unwrap();
-            for first in [0, 16] {
+            let masks = comb(LEAVES, to_the_right).unwrap();
+            for first in (0..LEAVES).step_by(ROWS) {
                 let expected: [f32; ROWS] = std::array::from_fn(|row| (first + row) as f32);
                 let x = if to_the_right { expected } else { expected.map(|leaf| -leaf) };
                 let mut answers = Vec::new();
                 masks.leaves(&[x], |leaves| answers.push(leaves));
                 assert_eq!(answers, [expected]);
             }
-            assert!(comb(33, to_the_right).is_none());
+            assert!(comb(LEAVES + 1, to_the_right).is_none());
         }
     }
 }

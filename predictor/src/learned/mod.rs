@@ -26,7 +26,7 @@ use crate::{DeviceFacts, Error, Result};
 use boost::{Growth, Guess};
 use masks::ROWS;
 use regression::{Regression, Row, Settings};
-use terms::Work;
+use terms::{Features, Work};
 
 /// Time of one kernel call on one device, learned from measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,17 +284,22 @@ impl OpModel {
         self.regression.widen((rest + PRIOR * 0.15) / (n + PRIOR));
     }
 
-    /// The terms' time and what is expected of the rest.
-    fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (Work, Guess) {
+    /// The terms' times, and what the rest may depend on.
+    fn terms(&self, workload: &Workload, facts: &DeviceFacts) -> (Parts, Features) {
         let work = Work::of(workload, facts);
         let coefficients = &self.regression.coefficients;
-        let guess = self.regression.residual(&terms::features(workload, facts, &work.amounts, coefficients));
-        (work, guess)
+        (work.parts(coefficients), terms::features(workload, facts, &work.amounts, coefficients))
+    }
+
+    /// The terms' times and what is expected of the rest.
+    fn logarithm(&self, workload: &Workload, facts: &DeviceFacts) -> (Parts, Guess) {
+        let (parts, features) = self.terms(workload, facts);
+        (parts, self.regression.residual(&features))
     }
 
     fn predict(&self, workload: &Workload, facts: &DeviceFacts) -> Prediction {
-        let (work, guess) = self.logarithm(workload, facts);
-        self.answer(workload, &work, &guess)
+        let (parts, guess) = self.logarithm(workload, facts);
+        self.answer(workload, parts, &guess)
     }
 
     /// Hands `each` the answers for up to [`ROWS`] workloads, with their places.
@@ -304,20 +309,20 @@ impl OpModel {
         facts: &DeviceFacts,
         mut each: impl FnMut(usize, Prediction),
     ) {
-        let mut works = SmallVec::<[Work; ROWS]>::new();
-        works.extend(workloads.iter().map(|workload| Work::of(workload, facts)));
-        let coefficients = &self.regression.coefficients;
-        let asked = || workloads.iter().zip(&works);
-        let features =
-            asked().map(|(workload, work)| terms::features(workload, facts, &work.amounts, coefficients));
+        let mut times = SmallVec::<[Parts; ROWS]>::new();
+        let features = workloads.iter().map(|workload| {
+            let (parts, features) = self.terms(workload, facts);
+            times.push(parts);
+            features
+        });
         let guesses = self.regression.residuals(features);
-        for (i, ((workload, work), guess)) in asked().zip(&guesses).enumerate() {
-            each(i, self.answer(workload, work, guess));
+        for (i, ((workload, parts), guess)) in workloads.iter().zip(times).zip(&guesses).enumerate() {
+            each(i, self.answer(workload, parts, guess));
         }
     }
 
-    fn answer(&self, workload: &Workload, work: &Work, guess: &Guess) -> Prediction {
-        let parts = work.parts(&self.regression.coefficients).scaled(guess.mean.exp());
+    fn answer(&self, workload: &Workload, parts: Parts, guess: &Guess) -> Prediction {
+        let parts = parts.scaled(guess.mean.exp());
         let ns = parts.total_ns();
         let wide = (self.regression.half_width(guess) + self.distance(workload)).exp();
         Prediction { ns, low_ns: ns / wide, high_ns: ns * wide, parts, outside: self.outside(workload) }
@@ -334,7 +339,9 @@ impl OpModel {
     fn distance(&self, workload: &Workload) -> f64 {
         let beyond = |(value, &(low, high)): (f64, &(f64, f64))| {
             let (value, low, high) = (value.max(1e-3), low.max(1e-3), high.max(1e-3));
-            (low / value).max(value / high).max(SLACK).ln() - SLACK.ln()
+            // Most are inside: no logarithm for them.
+            let factor = (low / value).max(value / high);
+            if factor > SLACK { (factor / SLACK).ln() } else { 0.0 }
         };
         ranged(workload).into_iter().zip(&self.measured).map(beyond).sum()
     }
