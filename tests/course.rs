@@ -57,8 +57,8 @@ fn is_gone_on_with(recipe: Recipe) {
     let (data, folder) = (images(), tempfile::tempdir().unwrap());
     let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
     course(&whole, &data, recipe.clone()).run(|_| Ok(())).unwrap();
-    // Between two saved states, behind one, and in the first epoch's evaluation.
-    for at in [3, 5, 8] {
+    // Before the first saved state, between two, behind one, and in the second epoch's last step.
+    for at in [1, 3, 5, 8] {
         let mut course = course(&cut, &data, recipe.clone());
         course.resume().unwrap();
         let stopped = course.run(|event| match event {
@@ -66,6 +66,9 @@ fn is_gone_on_with(recipe: Recipe) {
             _ => Ok(()),
         });
         assert_eq!(stopped.unwrap_err().to_string(), "cut off");
+        let log = String::from_utf8(read(&cut, "log.jsonl")).unwrap();
+        let last = log.lines().last().unwrap();
+        assert!(last.starts_with(&format!("{{\"step\":{at},")), "the log has every step at once: {last}");
     }
     let mut last = course(&cut, &data, recipe);
     assert!(last.resume().unwrap());

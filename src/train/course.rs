@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `model.safetensors` | the network, with its configuration in the metadata; written behind every epoch |
 //! | `state.safetensors` | weights, velocities, step: what going on needs |
-//! | `log.jsonl` | an object for every step and for every epoch's evaluation |
+//! | `log.jsonl` | an object for every step and for every epoch's evaluation, as soon as it is over |
 //!
 //! Everything random depends on the seed and the step only, so a training that was cut off and goes on ends with the same
 //! weights as one that was not.
@@ -45,7 +45,6 @@ pub struct Course<'a> {
     /// Told to whoever reads the files.
     about: BTreeMap<String, String>,
     precision: Precision,
-    log: Vec<u8>,
 }
 
 /// How the network is written.
@@ -122,7 +121,7 @@ impl<'a> Course<'a> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
         let (folder, every) = (folder.to_owned(), every.max(1));
         let precision = Precision::default();
-        Ok(Self { folder, trainer, config, data, validation, every, about, precision, log: Vec::new() })
+        Ok(Self { folder, trainer, config, data, validation, every, about, precision })
     }
 
     /// The same with its network written in this precision. What is trained, saved and evaluated stays as it is.
@@ -163,6 +162,7 @@ impl<'a> Course<'a> {
     pub fn resume(&mut self) -> Result<bool> {
         let path = self.state_path();
         if !path.exists() {
+            self.cut_log(0)?;
             return Ok(false);
         }
         let state = Checkpoint::open(&path)?;
@@ -273,18 +273,18 @@ impl<'a> Course<'a> {
         Ok((Some(right as f64 / n), known.then_some(spent / n)))
     }
 
-    fn note(&mut self, event: Event, see: &mut impl FnMut(&Event) -> Result<()>) -> Result<()> {
-        serde_json::to_writer(&mut self.log, &event)?;
-        self.log.push(b'\n');
+    /// Writes the event into the log, at once, and shows it.
+    fn note(&self, event: Event, see: &mut impl FnMut(&Event) -> Result<()>) -> Result<()> {
+        let path = self.log_path();
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(&line);
+        append().with_context(|| format!("{}: cannot write; {}", path.display(), self.last_good()))?;
         see(&event)
     }
 
-    /// Saves the state and brings the log up to it.
-    pub fn save(&mut self) -> Result<()> {
-        let path = self.log_path();
-        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(&self.log);
-        append().with_context(|| format!("{}: cannot write; {}", path.display(), self.last_good()))?;
-        self.log.clear();
+    /// Saves the state.
+    pub fn save(&self) -> Result<()> {
         let mut tensors = self.trainer.weights();
         for (name, velocity) in self.trainer.velocities() {
             tensors.insert(format!("{VELOCITY}{name}"), velocity.clone());
