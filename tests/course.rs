@@ -266,17 +266,25 @@ fn errors_of_the_command_name_what_is_wrong() {
     std::fs::create_dir_all(folder.path().join("classes/cat")).unwrap();
     let message = |data: &str, more: &[&str]| {
         let (data, out) = (path(data), path("out"));
-        let arguments =
-            [&["--data", &data, "--out", &out, "--model", "resnet20", "--epochs", "1"], more].concat();
+        let arguments = [&["--data", &data, "--out", &out, "--epochs", "1", "--model"], more].concat();
         let (fine, _, error) = laud(&arguments);
         assert!(!fine && error.starts_with("error: ") && error.trim().lines().count() == 1, "{error}");
         error
     };
-    assert!(message("broken.jpk", &["--batch", "1"]).contains("record 0"));
-    assert!(message("few.bin", &["--batch", "8"]).contains("fewer than the 8"));
-    assert!(message("classes", &[]).contains("no images"));
-    assert!(message("few.bin", &["--lr", "-1"]).contains("lr is -1"));
-    assert!(message("few.bin", &["--batch", "1", "--target", "0.5"]).contains("no gates"));
-    assert!(message("few.bin", &["--batch", "1", "--no-labels"]).contains("teacher"));
-    assert!(message("few.bin", &["--batch", "1", "--distill-features", "1"]).contains("needs a teacher"));
+    assert!(message("broken.jpk", &["resnet20", "--batch", "1"]).contains("record 0"));
+    assert!(message("few.bin", &["resnet20", "--batch", "8"]).contains("fewer than the 8"));
+    assert!(message("classes", &["resnet20"]).contains("no images"));
+    assert!(message("few.bin", &["resnet20", "--lr", "-1"]).contains("lr is -1"));
+    assert!(message("few.bin", &["resnet20", "--batch", "1", "--target", "0.5"]).contains("no gates"));
+    assert!(message("few.bin", &["resnet20", "--batch", "1", "--no-labels"]).contains("teacher"));
+    let rank = ["resnet20", "--batch", "1", "--rank-images", "1"];
+    assert!(message("few.bin", &rank).contains("rank_images is 1: gates that start at a target need one"));
+    let rank = [&rank[..], &["--target", "0.5"]].concat();
+    assert!(message("few.bin", &rank).contains("has its own gates or none"));
+    let layers = [&["cifar_resnet20", "--mode", "layer"], &rank[1..]].concat();
+    assert!(message("few.bin", &layers).contains("gets others, use --mode channel"));
+    assert!(
+        message("few.bin", &["resnet20", "--batch", "1", "--distill-features", "1"])
+            .contains("needs a teacher")
+    );
 }

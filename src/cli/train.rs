@@ -236,7 +236,12 @@ impl Train {
         }
         if let Some(target) = recipe.target.filter(|_| recipe.rank_images > 0 && fresh) {
             let name = &model.spec.name;
-            ensure!(model.attached, "--rank-images: {name} has trained gates, only fresh ones start anew");
+            let channels = model.spec.blocks.iter().any(|block| block.gate.channel.is_some());
+            ensure!(
+                model.attached && channels,
+                "--rank-images: starts new channel gates on a trained network; {name} {}",
+                if model.attached { "gets others, use --mode channel" } else { "has its own gates or none" }
+            );
             let each = some(recipe.rank_images).iter();
             let images = each.map(|&number| images(&data, &[number], &model.spec.input));
             let mut scores = importance(&model.spec, &weights, maps.clone(), images, recipe.seed)?;
