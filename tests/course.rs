@@ -257,6 +257,29 @@ fn images_held_back_are_measured_on_and_filters_stay() {
 }
 
 #[test]
+fn ranked_channels_start_at_the_target_and_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("images.bin"), laud_models::zoo::CIFAR10_IMAGES).unwrap();
+    let (data, out) = (path("images.bin"), path("out"));
+    let recipe =
+        ["--epochs", "1", "--batch", "16", "--no-labels", "--stored-statistics", "--noise-until", "0"];
+    let network = ["--model", "cifar_resnet20", "--mode", "channel", "--group", "4"];
+    let start = ["--rank-images", "8", "--target", "0.7", "--data", &data, "--out", &out];
+    let arguments = [&network[..], &recipe, &start].concat();
+    let (fine, _, error) = laud(&arguments);
+    assert!(fine, "{error}");
+    let log = std::fs::read_to_string(folder.path().join("out/log.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    let cost = first["cost"].as_f64().unwrap();
+    assert!(cost <= 0.7 + 1e-6 && cost > 0.65, "the first step costs {cost}");
+    let model = read(folder.path(), "out/model.safetensors");
+    let (fine, output, error) = laud(&arguments);
+    assert!(fine && output.contains("2 of 2 steps are done"), "{output}{error}");
+    assert!(read(folder.path(), "out/model.safetensors") == model, "nothing is ranked anew");
+}
+
+#[test]
 fn errors_of_the_command_name_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use laud::autograd::KernelMaps;
 use laud::train::{
-    Cost, Decisions, MapOps, MaskedNetwork, Plain, RateGradient, Statistics, importance, initial_weights,
-    random_images, random_weights, sort_channels, start_gates, unfold_norms,
+    Cost, Decisions, Importance, MapOps, MaskedNetwork, Plain, RateGradient, Statistics, importance,
+    initial_weights, random_images, random_weights, sort_channels, start_gates, unfold_norms,
 };
 use laud_models::{NetConfig, NetSpec};
 
@@ -111,6 +111,20 @@ fn gates_start_at_the_target_with_what_matters_most() {
             f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap()) / cost.full()
         };
         assert!(all > 0.99, "fresh gates keep everything: {all}");
+        let share_at = |scores: &Importance, target: f64| {
+            let mut weights = weights.clone();
+            start_gates(&spec, &mut weights, scores, &cost, target).unwrap();
+            let network = MaskedNetwork::new(&spec, &weights).unwrap();
+            let images = random_images(&spec, 2, 1).unwrap();
+            let activity = network.forward_train(&images, &Decisions::Learned, Statistics::Stored).unwrap();
+            f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap()) / cost.full()
+        };
+        assert!(share_at(&scores, 1.1) > all - 1e-6, "nothing has to go");
+        // Channels that are dead matter alike.
+        let mut dead = scores.clone();
+        dead.iter_mut().flatten().flatten().for_each(|score| *score = 0.0);
+        let tied = share_at(&dead, all - 0.12);
+        assert!(tied <= all - 0.12 + 1e-6 && tied > all - 0.27, "{tied} of {all}, {config}");
         let target = all - 0.12;
         start_gates(&spec, &mut weights, &scores, &cost, target).unwrap();
         let network = MaskedNetwork::new(&spec, &weights).unwrap();

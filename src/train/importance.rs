@@ -23,7 +23,9 @@ use crate::random::Random;
 
 /// Margins of fresh gates, keep logit − skip logit, lie within this.
 const WIDEST_MARGIN: f64 = 4.0;
-/// The same where a group is the last of its block.
+/// Least of a group that is dropped, where it matters as much as one that stays.
+const TIED_MARGIN: f64 = 0.01;
+/// Of a group that stays because it is the last of its block.
 const LAST_MARGIN: f64 = 1.0;
 
 /// For every block, for every convolution that its channel gate masks, the importance of each output channel; empty where a
@@ -64,8 +66,7 @@ pub fn importance(
             let mut effect: Vec<f64> = Vec::new();
             for variable in tensors.iter().filter_map(|name| variables.get(name.as_str())) {
                 let grad = grads.get(variable).context("a gradient of every weight")?;
-                let parts = (variable.as_tensor().detach() * grad)?.flatten_from(1.min(grad.rank() - 1))?;
-                let parts = if parts.rank() > 1 { parts.sum(1)? } else { parts };
+                let parts = (variable.as_tensor().detach() * grad)?.reshape((grad.dim(0)?, ()))?.sum(1)?;
                 effect.resize(parts.dim(0)?, 0.0);
                 effect
                     .iter_mut()
@@ -213,29 +214,31 @@ pub fn start_gates(
             rates.iter().map(|&(kept, of)| if of == 0 { 1.0 } else { kept as f64 / of as f64 }).collect();
         cost.at_channel_rates(&rates) / cost.full()
     };
-    let mut bar = None;
+    // Those in front are dropped, but for the last of a block.
+    let mut first_kept = 0;
     let mut last = vec![];
-    for unit in &units {
-        if share(&rates) <= target {
-            bar = Some(unit.worth);
-            break;
-        }
+    while share(&rates) > target {
+        let unit = units.get(first_kept).with_context(|| {
+            let left = share(&rates);
+            format!(
+                "a target of {target} is out of reach: with one group a block, {left:.3} of the cost is left"
+            )
+        })?;
         match &mut rates[unit.block].0 {
-            1 => last.push((unit.block, unit.group)),
+            1 => last.push(first_kept),
             kept => *kept -= 1,
         }
+        first_kept += 1;
     }
-    let bar = bar.with_context(|| {
-        format!(
-            "a target of {target} is out of reach: with one group a block, {:.3} of the cost is left",
-            share(&rates)
-        )
-    })?;
+    let bar = units.get(first_kept).or(units.last()).map_or(1.0, |unit| unit.worth);
     let mut margins: Vec<Vec<f64>> = rates.iter().map(|&(_, groups)| vec![0.0; groups]).collect();
-    for unit in &units {
+    for (at, unit) in units.iter().enumerate() {
         let margin = (unit.worth / bar).ln().clamp(-WIDEST_MARGIN, WIDEST_MARGIN);
-        let kept = last.contains(&(unit.block, unit.group));
-        margins[unit.block][unit.group] = if kept { LAST_MARGIN } else { margin };
+        margins[unit.block][unit.group] = match at < first_kept {
+            true if last.contains(&at) => LAST_MARGIN,
+            true => margin.min(-TIED_MARGIN),
+            false => margin,
+        };
     }
     for (block, margins) in spec.blocks.iter().zip(margins) {
         let Some(gate) = &block.gate.channel else { continue };
