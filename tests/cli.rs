@@ -242,6 +242,10 @@ fn inspect_describes_names_and_files() {
     {
         assert!(text.contains(word), "{word}: {text}");
     }
+    let text = prints("inspect mobilenet_v2 --mode both --density 0.5");
+    for word in ["4 groups of 8 channels\n", "7×7 patches of 4×4 in 2, 12 groups of 16 channels\n"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
     let report =
         prints_json(&format!("inspect --json {}", fixture("resnet_both_s2221_g2.safetensors").display()));
     assert_eq!(report["gates"], "both, patches of 2-2-2-1, channel groups of 2");

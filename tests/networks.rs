@@ -71,7 +71,7 @@ pub(crate) const NAMED: [(&str, &str); 13] = [
             "spatial_granularity": 2, "channel_granularity": 8}"#,
     ),
     (
-        "mobilenet blocks without expansion that are gated",
+        "mobilenet blocks without expansion, gated with and without a shortcut",
         r#"{"arch": "mobilenet_v2", "widths": [8, 8, 8, 12, 12, 12, 12], "stem_width": 8, "expansions": [1, 1, 2, 1, 1, 1, 3],
             "depths": [2, 2, 1, 2, 1, 1, 1], "head_width": 16, "input_size": 48, "num_classes": 5, "dyn_mode": "channel",
             "channel_granularity": 2}"#,
@@ -152,13 +152,16 @@ fn network(family: &str, stages: &[Stage], mut json: Value) -> Value {
             *width = least;
         }
     }
-    // What a stage's channel groups have to divide; a gated MobileNet block reads as many channels as it writes.
-    let expansion = |stage: &Stage| if family.starts_with("mobilenet") { stage.expansion } else { 1 };
-    let inner: Vec<usize> =
-        stages.iter().zip(&widths).map(|(stage, width)| width * expansion(stage)).collect();
-    let granularity = |(stage, &width): (&Stage, &usize)| {
-        let divisors: Vec<usize> = (1..=width).filter(|divisor| width.is_multiple_of(*divisor)).collect();
-        divisors[stage.divisor % divisors.len()]
+    // A stage's channel groups have to divide the inner channels of its blocks; a MobileNet's widen what a block reads.
+    let inner = |i: usize| match family.starts_with("mobilenet") {
+        true => [if i == 0 { stem } else { widths[i - 1] }, widths[i]].map(|c_in| c_in * stages[i].expansion),
+        false => [widths[i]; 2],
+    };
+    let granularity = |i: usize| {
+        let [first, others] = inner(i);
+        let divides = |n: &usize| first.is_multiple_of(*n) && others.is_multiple_of(*n);
+        let divisors: Vec<usize> = (1..=first).filter(divides).collect();
+        divisors[stages[i].divisor % divisors.len()]
     };
     let each = |of: &dyn Fn(&Stage) -> Value| Value::from(stages.iter().map(of).collect::<Vec<_>>());
     let (arch, block) = match family {
@@ -167,7 +170,7 @@ fn network(family: &str, stages: &[Stage], mut json: Value) -> Value {
     };
     json["arch"] = arch.into();
     json["block"] = block.into();
-    json["channel_granularity"] = stages.iter().zip(&inner).map(granularity).collect();
+    json["channel_granularity"] = (0..stages.len()).map(granularity).collect();
     json["depths"] = each(&|stage| stage.depth.into());
     json["widths"] = widths.into();
     json["dyn_mode"] = each(&|stage| stage.mode.into());

@@ -73,7 +73,7 @@ pub struct NetConfig {
     /// Classes; default 1000, CIFAR 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
-    /// Gates of each stage; default none.
+    /// Gates of each stage; default none. Blocks without a shortcut get no spatial or layer gate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dyn_mode: Option<PerStage<GateMode>>,
     /// `S` of each stage: side of a patch in output pixels. Read where the mode is `spatial` or `both`.

@@ -62,10 +62,11 @@ fn norm(family: &dyn Family, shapes: &Shapes, found: &NetConfig) -> Result<NormS
     Ok(if batch { NormStyle::Batch } else { NormStyle::Folded })
 }
 
-/// The gates of a block, as its tensors have them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The gates of a block or a stage, as its tensors have them.
+#[derive(Clone, Copy, Debug)]
 struct Found {
-    spatial: bool,
+    /// `None` without a shortcut, where nothing tells.
+    spatial: Option<bool>,
     /// Kind, linear layers and granularity.
     channel: Option<(ChannelMasker, usize, usize)>,
 }
@@ -78,26 +79,18 @@ fn gates(
     hints: &NetConfig,
     config: &mut NetConfig,
 ) -> Result<(), Error> {
-    let stages = net.blocks.last().map_or(0, |block| block.stage + 1);
-    let mut found: Vec<Option<(&str, Found)>> = vec![None; stages];
     let mut hidden = Vec::new();
-    for block in net.blocks.iter().filter(|block| block.shortcut != Shortcut::None) {
-        let here = gates_of(family, block, shapes, &mut hidden)?;
-        match &found[block.stage] {
-            None => found[block.stage] = Some((&block.name, here)),
-            Some((_, first)) if *first == here => {}
-            Some((name, first)) => {
-                let reason =
-                    format!("its gates {here:?} differ from those of {name} in its stage: {first:?}");
-                return Err(Error::spec(&block.name, reason));
-            }
-        }
-    }
-    let found: Vec<_> = found.into_iter().map(|stage| stage.map(|(_, found)| found)).collect();
-    if found.iter().flatten().all(|found| *found == Found::default()) {
-        let given = hints.dyn_mode.as_ref().map(|modes| modes.resolve("dyn_mode", stages)).transpose()?;
+    let stages = net.blocks.chunk_by(|a, b| a.stage == b.stage);
+    let found: Vec<Found> =
+        stages.map(|stage| gates_of_stage(family, stage, shapes, &mut hidden)).collect::<Result<_, _>>()?;
+    if found.iter().all(|found| found.spatial != Some(true) && found.channel.is_none()) {
+        let given =
+            hints.dyn_mode.as_ref().map(|modes| modes.resolve("dyn_mode", found.len())).transpose()?;
+        let shows = |(mode, found): (&GateMode, &Found)| {
+            mode.is_channel() || mode.is_spatial() && found.spatial.is_some()
+        };
         if let Some(given) = given
-            && given.iter().zip(&found).any(|(mode, found)| found.is_some() && *mode != GateMode::None)
+            && given.iter().zip(&found).any(shows)
         {
             let found = "no gates".to_owned();
             return Err(Error::Contradiction { key: "dyn_mode", given: contradiction::shown(&given), found });
@@ -107,7 +100,7 @@ fn gates(
     }
     let modes = modes(&found, hints)?;
     config.dyn_mode = Some(PerStage::Each(modes));
-    let channels: Vec<_> = found.iter().map(|found| found.and_then(|found| found.channel)).collect();
+    let channels: Vec<_> = found.iter().map(|found| found.channel).collect();
     if channels.iter().any(Option::is_some) {
         contradiction::channel_gates(&channels, hints)?;
         // A stage without channel gates has no granularity; 1 is what official configurations say there.
@@ -130,6 +123,27 @@ struct Hidden {
     c_in: usize,
     groups: usize,
     features: usize,
+}
+
+/// The gates that a stage's blocks have in common.
+fn gates_of_stage(
+    family: &dyn Family,
+    blocks: &[BlockSpec],
+    shapes: &Shapes,
+    hidden: &mut Vec<Hidden>,
+) -> Result<Found, Error> {
+    let mut stage = gates_of(family, &blocks[0], shapes, hidden)?;
+    for block in &blocks[1..] {
+        let here = gates_of(family, block, shapes, hidden)?;
+        let spatial = stage.spatial.or(here.spatial);
+        if here.channel != stage.channel || here.spatial.is_some() && here.spatial != spatial {
+            let name = &blocks[0].name;
+            let reason = format!("its gates {here:?} differ from those of {name} in its stage: {stage:?}");
+            return Err(Error::spec(&block.name, reason));
+        }
+        stage.spatial = spatial;
+    }
+    Ok(stage)
 }
 
 fn gates_of(
@@ -164,43 +178,39 @@ fn gates_of(
             Some((kind, layers, inner / groups))
         }
     };
-    Ok(Found { spatial: shapes.contains_key(&format!("{prefix}.masker_spatial.conv.weight")), channel })
+    let spatial = (block.shortcut != Shortcut::None)
+        .then(|| shapes.contains_key(&format!("{prefix}.masker_spatial.conv.weight")));
+    Ok(Found { spatial, channel })
 }
 
 /// The mode of every stage: from the tensors, and from the hints which kind a spatial gate is.
-fn modes(found: &[Option<Found>], hints: &NetConfig) -> Result<Vec<GateMode>, Error> {
+fn modes(found: &[Found], hints: &NetConfig) -> Result<Vec<GateMode>, Error> {
     let given = hints.dyn_mode.as_ref().map(|modes| modes.resolve("dyn_mode", found.len())).transpose()?;
     let mut modes = Vec::with_capacity(found.len());
     for (stage, found) in found.iter().enumerate() {
-        // Without any block that could be gated, a hint changes nothing.
-        let Some(found) = found else {
-            modes.push(GateMode::None);
-            continue;
+        let hint = given.as_ref().map(|given| given[stage]);
+        let mode = match (found.spatial, found.channel.is_some(), hint) {
+            // Without a shortcut in the stage, spatial gates of a hint change nothing.
+            (None, channel, Some(hint)) if hint.is_channel() == channel => hint,
+            (None | Some(false), false, _) => GateMode::None,
+            (None | Some(false), true, _) => GateMode::Channel,
+            (Some(true), true, _) => GateMode::Both,
+            (Some(true), false, Some(mode @ (GateMode::Spatial | GateMode::Layer))) => mode,
+            (Some(true), false, Some(other)) => {
+                let (given, found) = (<&str>::from(other).to_owned(), "spatial or layer".to_owned());
+                return Err(Error::Contradiction { key: "dyn_mode", given, found });
+            }
+            (Some(true), false, None) if hints.spatial_granularity.is_some() => GateMode::Spatial,
+            (Some(true), false, None) => {
+                let reason = format!(
+                    "stage {stage} has spatial gates; give `layer`, or `spatial` and `spatial_granularity` \
+                     (the side of a patch in output pixels)"
+                );
+                return Err(Error::Missing { key: "dyn_mode", reason });
+            }
         };
-        let mode = match (found.spatial, found.channel.is_some()) {
-            (false, false) => GateMode::None,
-            (false, true) => GateMode::Channel,
-            (true, true) => GateMode::Both,
-            (true, false) => match given.as_ref().map(|given| given[stage]) {
-                Some(mode @ (GateMode::Spatial | GateMode::Layer)) => mode,
-                Some(other) => {
-                    let (given, found) = (<&str>::from(other).to_owned(), "spatial or layer".to_owned());
-                    return Err(Error::Contradiction { key: "dyn_mode", given, found });
-                }
-                None if hints.spatial_granularity.is_some() => GateMode::Spatial,
-                None => {
-                    let reason = format!(
-                        "stage {stage} has spatial gates; give `layer`, or `spatial` and `spatial_granularity` \
-                         (the side of a patch in output pixels)"
-                    );
-                    return Err(Error::Missing { key: "dyn_mode", reason });
-                }
-            },
-        };
-        if let Some(given) = &given
-            && given[stage] != mode
-        {
-            let (given, found) = (<&str>::from(given[stage]).to_owned(), <&str>::from(mode).to_owned());
+        if let Some(given) = hint.filter(|hint| *hint != mode) {
+            let (given, found) = (<&str>::from(given).to_owned(), <&str>::from(mode).to_owned());
             return Err(Error::Contradiction { key: "dyn_mode", given, found });
         }
         modes.push(mode);

@@ -195,7 +195,7 @@ pub enum SqueezePooling {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shortcut {
-    /// Nothing: the block has no residual connection (some MobileNetV2 blocks). Such a block is never gated.
+    /// Nothing: the block has no residual connection (some MobileNetV2 blocks). Such a block has no spatial gate.
     None,
     /// The block's input.
     Identity,

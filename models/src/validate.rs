@@ -106,7 +106,9 @@ fn block(block: &BlockSpec, c_in: usize) -> Result<usize, Error> {
         linear(fc2, fc1.c_out, inner, MAX_CHANNELS)?;
     }
     match &block.shortcut {
-        Shortcut::None => check(name, !block.gate.is_some(), || "gated without a shortcut".into())?,
+        Shortcut::None => check(name, block.gate.spatial.is_none(), || {
+            "a spatial or layer gate needs a shortcut, which the block does not have".into()
+        })?,
         Shortcut::Identity => {
             equal(name, "shortcut channels", c_in, channels)?;
             equal(name, "shortcut size", block.input, size)?;

@@ -5,7 +5,7 @@ use super::model::{Model, ModelArgs};
 use super::output::{Table, json, percent, si};
 use anyhow::Result;
 use clap::Args;
-use laud_models::{BlockSpec, NetSpec, Shortcut};
+use laud_models::{BlockSpec, GateSpec, NetSpec, Shortcut};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -89,11 +89,14 @@ impl<'a> Stage<'a> {
     }
 
     fn gates(&self) -> String {
-        let Some(block) = self.blocks.iter().find(|block| block.gate.is_some()) else { return String::new() };
-        let gated = self.blocks.iter().filter(|block| block.gate.is_some()).count();
+        let block = self.last();
+        let some = |has: fn(&GateSpec) -> bool| {
+            let gated = self.blocks.iter().filter(|block| has(&block.gate)).count();
+            if gated < self.blocks.len() { format!(" in {gated}") } else { String::new() }
+        };
         let mut parts = Vec::new();
         if let Some(gate) = &block.gate.spatial {
-            parts.push(match gate.layer {
+            let kind = match gate.layer {
                 true => "layer".to_owned(),
                 false => format!(
                     "{}×{} patches of {}×{}",
@@ -102,13 +105,14 @@ impl<'a> Stage<'a> {
                     block.output.h / gate.grid.h.max(1),
                     block.output.w / gate.grid.w.max(1)
                 ),
-            });
+            };
+            parts.push(kind + &some(|gate| gate.spatial.is_some()));
         }
         if let Some(gate) = &block.gate.channel {
-            parts.push(format!("{} groups of {} channels", gate.groups, gate.group_size));
+            let kind = format!("{} groups of {} channels", gate.groups, gate.group_size);
+            parts.push(kind + &some(|gate| gate.channel.is_some()));
         }
-        let some = if gated < self.blocks.len() { format!(" in {gated}") } else { String::new() };
-        parts.join(", ") + &some
+        parts.join(", ")
     }
 }
 

@@ -8,8 +8,7 @@ use laud::checkpoint::Checkpoint;
 use laud::exec::Weights;
 use laud::{CheckpointWeights, RandomWeights, zoo};
 use laud_models::{
-    ChannelMasker, GateMode, MapSize, NetConfig, NetSpec, PaddingStyle, PerStage, Shapes, Shortcut, infer,
-    preset_names,
+    ChannelMasker, GateMode, MapSize, NetConfig, NetSpec, PaddingStyle, PerStage, Shapes, infer, preset_names,
 };
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -407,13 +406,13 @@ impl ModelArgs {
     fn gated(&self, config: &NetConfig, mode: PerStage<GateMode>) -> Result<NetConfig> {
         let plain = NetConfig { dyn_mode: None, ..config.clone() }.build()?;
         let stages = plain.blocks.last().map_or(0, |block| block.stage + 1);
-        let (mut patch, mut group) = (vec![1; stages], vec![1; stages]);
-        for block in plain.blocks.iter().filter(|block| block.shortcut != Shortcut::None) {
+        let (mut patch, mut group) = (vec![1; stages], vec![16; stages]);
+        for block in &plain.blocks {
             // 4-4-2-1 for the maps of a ResNet at 224 pixels, as in the paper.
             patch[block.stage] = power_of_two(block.output.h.min(block.output.w) / 7).min(4);
             let width = block.convs[0].c_out;
             let divides = width & width.wrapping_neg();
-            group[block.stage] = divides.min(power_of_two(width / 4)).min(16);
+            group[block.stage] = divides.min(power_of_two(width / 4)).min(group[block.stage]);
         }
         let hints = self.hints();
         Ok(NetConfig {

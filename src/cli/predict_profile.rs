@@ -73,13 +73,7 @@ impl Predict {
             ModeArg::Spatial => GateMode::Spatial,
             ModeArg::Channel => GateMode::Channel,
         };
-        // A block without a shortcut has no gate; stages of such blocks alone stay static.
-        let gateable = |stage: usize| {
-            let mut of = plain.blocks.iter().filter(|block| block.stage == stage);
-            of.any(|block| block.shortcut != laud_models::Shortcut::None)
-        };
-        let modes = (0..stages).map(|stage| if gateable(stage) { gates } else { GateMode::None });
-        config.dyn_mode = Some(PerStage::Each(modes.collect()));
+        config.dyn_mode = Some(PerStage::All(gates));
         config.spatial_granularity = Some(sides.clone());
         config.channel_granularity = Some(sides);
         config.build().with_context(context)

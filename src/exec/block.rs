@@ -4,7 +4,8 @@
 //! through the convolutions and listed (*compact*); the branch is computed for what is listed (*compute*); the last
 //! convolution adds into the stream, active rows only (*return*). A block whose shortcut is the identity works in
 //! place, so that what is inactive is never touched: the stream is behind an activation that changes nothing when
-//! applied again. Any other shortcut writes every pixel of the other stream buffer first.
+//! applied again. Any other shortcut writes every pixel of the other stream buffer first. Without a shortcut the last
+//! convolution writes them all: such a block has no spatial gate.
 //!
 //! The operations are the same whatever is active: on an empty list they do nothing. So nobody has to know the
 //! decisions to issue them, and a device may run behind.

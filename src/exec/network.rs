@@ -158,10 +158,6 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
         !(before_norm && spec.squeeze_excite.is_some()),
         "a channel mask before the normalisation cannot be combined with squeeze-excitation"
     );
-    ensure!(
-        !(spec.gate.is_some() && spec.shortcut == Shortcut::None),
-        "a block without a shortcut cannot be gated"
-    );
     let mut convs = Vec::with_capacity(spec.convs.len());
     let mut map = spec.input;
     let mut worth: Option<Vec<f32>> = None;

@@ -107,7 +107,7 @@ impl Decisions for Always {
     }
 }
 
-/// Keeps nothing: the shortcuts alone.
+/// Keeps nothing: the shortcuts, and the biases behind masked channels.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Never;
 

@@ -1,8 +1,8 @@
 //! MobileNetV2: inverted residuals, BatchNorm present or folded, torchvision's or TensorFlow's padding.
 //!
-//! Sandler et al., "MobileNetV2", table 2, with torchvision's tensor names. Gates apply to the blocks with a skip
-//! connection only: a spatial mask to all convolutions of the block, a channel mask to the outputs of the expansion and of the
-//! depthwise convolution, behind the activation.
+//! Sandler et al., "MobileNetV2", table 2, with torchvision's tensor names. A channel mask applies to the outputs of the
+//! expansion and of the depthwise convolution, behind the activation; a spatial mask to all convolutions of a block, where it
+//! has a skip connection.
 
 use super::{Family, Preset, common};
 use crate::gates::{GatedBlock, StageGates};
@@ -236,11 +236,7 @@ fn block(make: &Layers, geometry: &Geometry, input: MapSize, gates: &StageGates)
     convs.extend([depthwise, project]);
     let skip = stride == 1 && c_in == c_out;
     let point = MaskPoint::AfterActivation;
-    let gate = if skip {
-        gates.build(&GatedBlock { prefix: name, c_in, output, inner, point })?
-    } else {
-        GateSpec::default()
-    };
+    let gate = gates.build(&GatedBlock { prefix: name, c_in, output, inner, point })?;
     Ok(BlockSpec {
         name: name.clone(),
         stage,
@@ -250,6 +246,6 @@ fn block(make: &Layers, geometry: &Geometry, input: MapSize, gates: &StageGates)
         squeeze_excite: None,
         shortcut: if skip { Shortcut::Identity } else { Shortcut::None },
         act: Activation::None,
-        gate,
+        gate: GateSpec { spatial: gate.spatial.filter(|_| skip), ..gate },
     })
 }

@@ -17,18 +17,15 @@ fn every_mode_works_on_every_family_and_mixes() {
             );
             for block in &net.blocks {
                 let gate = &block.gate;
-                if block.shortcut == Shortcut::None {
-                    assert!(!gate.is_some());
-                    continue;
-                }
+                let skips = block.shortcut != Shortcut::None;
                 let (spatial, layer) =
                     (gate.spatial.is_some(), gate.spatial.as_ref().is_some_and(|gate| gate.layer));
                 let expected = match list[block.stage] {
                     "none" => (false, false, false),
-                    "spatial" => (true, false, false),
-                    "layer" => (true, true, false),
+                    "spatial" => (skips, false, false),
+                    "layer" => (skips, skips, false),
                     "channel" => (false, false, true),
-                    _ => (true, false, true),
+                    _ => (skips, false, true),
                 };
                 assert_eq!((spatial, layer, gate.channel.is_some()), expected, "{arch} {}", block.name);
             }
@@ -218,6 +215,11 @@ fn a_broken_spec_does_not_validate() {
     );
     assert!(broken(|net| net.blocks[2].gate.spatial.as_mut().unwrap().grid.h = 0).contains("0×14 grid"));
     assert!(broken(|net| net.blocks[0].shortcut = Shortcut::Identity).contains("shortcut"));
+    let alone = broken(|net| net.blocks[2].shortcut = Shortcut::None);
+    assert!(alone.contains(&good.blocks[2].name) && alone.contains("gate needs a shortcut"), "{alone}");
+    let mut channels = good.clone();
+    (channels.blocks[2].shortcut, channels.blocks[2].gate.spatial) = (Shortcut::None, None);
+    channels.validate().unwrap();
     assert!(broken(|net| net.head.fc.c_in = 1).contains("fc.weight"));
     assert!(broken(|net| net.blocks[2].squeeze_excite.as_mut().unwrap().fc2.c_out = 1).contains("se.fc2"));
 }

@@ -69,6 +69,32 @@ fn what_no_family_has_is_refused() {
     mixed.retain(|name, _| !name.starts_with("layer3.4.masker"));
     let error = refused(&mixed, r#"{"dyn_mode": "layer"}"#);
     assert!(error.contains("layer3.4") && error.contains("layer3.0"), "{error}");
+    let mut mixed = shapes(&net("mobilenet_v2", r#""dyn_mode": "channel", "channel_granularity": 8"#));
+    mixed.retain(|name, _| !name.starts_with("features.2.masker"));
+    let error = refused(&mixed, "{}");
+    assert!(error.contains("features.2") && error.contains("features.3"), "{error}");
+}
+
+#[test]
+fn spatial_gates_of_a_stage_without_shortcuts_are_the_hints() {
+    let mode = |of: &NetConfig| of.dyn_mode.as_ref().unwrap().resolve("dyn_mode", 7).unwrap()[0];
+    let with = |first: &str| {
+        format!(
+            r#"{{"dyn_mode": ["{first}", "none", "none", "none", "none", "none", "none"],
+        "spatial_granularity": 2, "channel_granularity": 8}}"#
+        )
+    };
+    let gated = shapes(&hints(&with("both")).or(hints(r#"{"arch": "mobilenet_v2"}"#)).build().unwrap());
+    assert_eq!(mode(&infer(&gated, &NetConfig::default()).unwrap()), GateMode::Channel);
+    for given in ["channel", "both"] {
+        assert_eq!(<&str>::from(mode(&infer(&gated, &hints(&with(given))).unwrap())), given);
+    }
+    let plain = shapes(&net("mobilenet_v2", ""));
+    infer(&plain, &hints(&with("layer"))).unwrap();
+    for (shapes, given) in [(&gated, "layer"), (&gated, "none"), (&plain, "channel"), (&plain, "both")] {
+        let error = refused(shapes, &with(given));
+        assert!(error.contains("`dyn_mode`") && error.contains(given), "{error}");
+    }
 }
 
 #[test]

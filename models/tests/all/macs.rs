@@ -1,4 +1,4 @@
-use laud_models::{BlockRates, MapSize, MaskGrid, NetConfig, SampleMasks};
+use laud_models::{BlockRates, MapSize, MaskGrid, NetConfig, SampleMasks, Shortcut};
 use serde_json::Value;
 
 use crate::net;
@@ -106,6 +106,16 @@ fn every_kind_of_convolution_counts_its_masked_sides() {
     assert_eq!(bottleneck, 0.5 * dense[0] + 0.25 * dense[1] + 0.5 * dense[2]);
     let (inverted, dense) = half("mobilenet_v2");
     assert_eq!(inverted, 0.5 * dense[0] + 0.5 * dense[1] + 0.5 * dense[2]);
+}
+
+#[test]
+fn channel_gates_thin_every_block_of_a_mobilenet() {
+    let net = net("mobilenet_v2", r#""dyn_mode": "channel", "channel_granularity": 8"#);
+    assert_eq!(net.blocks.iter().filter(|block| block.shortcut == Shortcut::None).count(), 7);
+    let none = net.macs_at(0.0).unwrap();
+    assert!(none.blocks.iter().all(|block| block.sparse == block.masker as f64));
+    // Stem, head and maskers; with 268,585,856 in the blocks' convolutions.
+    assert_eq!((none.total(), none.dense_total()), (33_195_744.0, 301_781_600));
 }
 
 #[test]
