@@ -257,7 +257,7 @@ fn images_held_back_are_measured_on_and_filters_stay() {
 }
 
 #[test]
-fn ranked_channels_start_at_the_target_and_go_on() {
+fn thinned_networks_start_at_the_target_and_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("images.bin"), laud_models::zoo::CIFAR10_IMAGES).unwrap();
@@ -265,7 +265,7 @@ fn ranked_channels_start_at_the_target_and_go_on() {
     let recipe =
         ["--epochs", "1", "--batch", "16", "--no-labels", "--stored-statistics", "--noise-until", "0"];
     let network = ["--model", "cifar_resnet20", "--mode", "channel", "--group", "4"];
-    let start = ["--rank-images", "8", "--target", "0.7", "--data", &data, "--out", &out];
+    let start = ["--thin-images", "8", "--target", "0.7", "--data", &data, "--out", &out];
     let arguments = [&network[..], &recipe, &start].concat();
     let (fine, _, error) = laud(&arguments);
     assert!(fine, "{error}");
@@ -276,7 +276,7 @@ fn ranked_channels_start_at_the_target_and_go_on() {
     let model = read(folder.path(), "out/model.safetensors");
     let (fine, output, error) = laud(&arguments);
     assert!(fine && output.contains("2 of 2 steps are done"), "{output}{error}");
-    assert!(read(folder.path(), "out/model.safetensors") == model, "nothing is ranked anew");
+    assert!(read(folder.path(), "out/model.safetensors") == model, "nothing is thinned anew");
 }
 
 #[test]
@@ -300,11 +300,11 @@ fn errors_of_the_command_name_what_is_wrong() {
     assert!(message("few.bin", &["resnet20", "--lr", "-1"]).contains("lr is -1"));
     assert!(message("few.bin", &["resnet20", "--batch", "1", "--target", "0.5"]).contains("no gates"));
     assert!(message("few.bin", &["resnet20", "--batch", "1", "--no-labels"]).contains("teacher"));
-    let rank = ["resnet20", "--batch", "1", "--rank-images", "1"];
-    assert!(message("few.bin", &rank).contains("rank_images is 1: gates that start at a target need one"));
-    let rank = [&rank[..], &["--target", "0.5"]].concat();
-    assert!(message("few.bin", &rank).contains("has its own gates or none"));
-    let layers = [&["cifar_resnet20", "--mode", "layer"], &rank[1..]].concat();
+    let thin = ["resnet20", "--batch", "1", "--thin-images", "1"];
+    assert!(message("few.bin", &thin).contains("thin_images is 1: gates that start at a target need one"));
+    let thin = [&thin[..], &["--target", "0.5"]].concat();
+    assert!(message("few.bin", &thin).contains("has its own gates or none"));
+    let layers = [&["cifar_resnet20", "--mode", "layer"], &thin[1..]].concat();
     assert!(message("few.bin", &layers).contains("gets others, use --mode channel"));
     assert!(
         message("few.bin", &["resnet20", "--batch", "1", "--distill-features", "1"])

@@ -1,26 +1,27 @@
-//! What a network in training starts from: sorted channels, gates at their target, statistics that had been folded.
+//! What a network in training starts from: gates at their target with weights that make up for what is dropped, statistics that
+//! had been folded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use laud::autograd::KernelMaps;
 use laud::train::{
-    Cost, Decisions, Importance, MapOps, MaskedNetwork, Plain, RateGradient, Statistics, importance,
-    initial_weights, random_images, random_weights, sort_channels, start_gates, unfold_norms,
+    Cost, Decisions, MapOps, MaskedNetwork, Plain, RateGradient, Statistics, initial_weights, is_gate,
+    random_images, random_weights, thin, unfold_norms,
 };
 use laud_models::{NetConfig, NetSpec};
 
-/// Blocks of every kind that has a channel gate: basic, bottleneck, inverted residual, and one whose channels cannot change places.
-const NETWORKS: [&str; 4] = [
+/// Blocks of every kind that is thinned: basic, bottleneck, inverted residual.
+const THINNED: [&str; 3] = [
     r#"{"arch": "resnet20", "input_size": 8, "dyn_mode": "channel", "channel_granularity": 4}"#,
     r#"{"arch": "resnet", "depths": [2, 1], "widths": [8, 16], "stem_width": 8, "input_size": 16, "num_classes": 5,
         "dyn_mode": "channel", "channel_granularity": 2}"#,
     r#"{"arch": "mobilenet_v2_tf", "width_mult": 0.25, "input_size": 32, "num_classes": 5, "dyn_mode": "channel",
         "channel_granularity": 4}"#,
-    r#"{"arch": "regnet", "depths": [1, 1], "widths": [8, 16], "group_widths": 8, "stem_width": 8, "input_size": 16,
-        "num_classes": 5, "dyn_mode": "channel", "channel_granularity": 2}"#,
 ];
+const REGNET: &str = r#"{"arch": "regnet", "depths": [1, 1], "widths": [8, 16], "group_widths": 8, "stem_width": 8,
+    "input_size": 16, "num_classes": 5, "dyn_mode": "channel", "channel_granularity": 2}"#;
 
 fn spec(config: &str) -> NetSpec {
     NetConfig::from_json(config).unwrap().build().unwrap()
@@ -42,107 +43,132 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
 }
 
-fn each_alone(spec: &NetSpec) -> Vec<anyhow::Result<Tensor>> {
-    let images = random_images(spec, 6, 9).unwrap();
-    (0..6).map(|i| Ok(images.narrow(0, i, 1)?)).collect()
+fn batches(spec: &NetSpec) -> Vec<Tensor> {
+    (0..3).map(|seed| random_images(spec, 8, 20 + seed).unwrap()).collect()
+}
+
+fn thinned(
+    spec: &NetSpec,
+    weights: &HashMap<String, Tensor>,
+    target: f64,
+) -> anyhow::Result<HashMap<String, Tensor>> {
+    let cost = Cost::macs(spec, RateGradient::All).unwrap();
+    let mut weights = weights.clone();
+    thin(spec, &mut weights, &kernels(), &batches(spec), (&cost, target), |_| ())?;
+    Ok(weights)
+}
+
+/// Decisions `[n, groups]` of each block's channel gate, and the share of the cost.
+fn decisions(spec: &NetSpec, weights: &HashMap<String, Tensor>) -> (Vec<Option<Vec<Vec<f32>>>>, f64) {
+    let network = MaskedNetwork::new(spec, weights).unwrap();
+    let images = random_images(spec, 3, 2).unwrap();
+    let activity = network.forward_train(&images, &Decisions::Learned, Statistics::Stored).unwrap();
+    let cost = Cost::macs(spec, RateGradient::All).unwrap();
+    let spent = f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap());
+    let keep = activity.keep.iter().map(|keep| keep.channel.as_ref().map(|keep| keep.to_vec2().unwrap()));
+    (keep.collect(), spent / cost.full())
 }
 
 #[test]
-fn sorted_channels_compute_the_same() {
-    for config in NETWORKS {
+fn with_nothing_to_drop_the_network_computes_the_same() {
+    for config in THINNED {
         let spec = spec(config);
         let mut weights = random_weights(&spec, 3).unwrap();
-        let mut scores = importance(&spec, &weights, kernels(), each_alone(&spec), 1).unwrap();
-        let plain = importance(&spec, &weights, Arc::new(Plain), each_alone(&spec), 1).unwrap();
-        for (got, want) in scores.iter().flatten().flatten().zip(plain.iter().flatten().flatten()) {
-            assert!((got - want).abs() <= 1e-3 * want.abs() + 1e-9, "{got} and candle's {want}, {config}");
-        }
-        let free = spec.without_gates();
-        let before = logits(&free, &weights, Statistics::Stored);
-        let unsorted = weights.clone();
-        sort_channels(&spec, &mut weights, &mut scores).unwrap();
-        assert!(apart(&logits(&free, &weights, Statistics::Stored), &before) < 1e-5, "{config}");
-        let again = importance(&spec, &weights, kernels(), each_alone(&spec), 1).unwrap();
-        for (block, (scores, again)) in spec.blocks.iter().zip(scores.iter().zip(&again)) {
-            let fixed = block.squeeze_excite.is_some() || block.convs[0].groups > 1;
-            let moved = block.convs.iter().any(|conv| {
-                apart(
-                    &weights[&conv.weight].flatten_all().unwrap().to_vec1().unwrap(),
-                    &unsorted[&conv.weight].flatten_all().unwrap().to_vec1().unwrap(),
-                ) > 0.0
+        weights.extend(fresh_gates(&spec));
+        let before = logits(&spec.without_gates(), &weights, Statistics::Stored);
+        let after = thinned(&spec, &weights, 1.1).unwrap();
+        assert!(apart(&logits(&spec, &after, Statistics::Stored), &before) < 1e-3, "{config}");
+        let moved = spec.blocks.iter().filter(|block| block.convs[0].groups == 1).all(|block| {
+            let first = |weights: &HashMap<String, Tensor>| {
+                weights[&block.convs[0].weight].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            apart(&first(&after), &first(&weights)) > 0.0
+        });
+        assert!(moved, "channels are sorted, {config}");
+    }
+}
+
+fn fresh_gates(spec: &NetSpec) -> HashMap<String, Tensor> {
+    let mut fresh = initial_weights(spec, 1, Default::default()).unwrap();
+    fresh.retain(|name, _| is_gate(name));
+    fresh
+}
+
+/// Every second inner channel computes the same as the one before it.
+fn with_twins(spec: &NetSpec, weights: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let mut twins = weights.clone();
+    for block in &spec.blocks {
+        for conv in &block.convs[..block.convs.len() - 1] {
+            let order = Tensor::from_iter((0..conv.c_out as u32).map(|c| c / 2 * 2), &Device::Cpu).unwrap();
+            let norm = conv.norm.iter().flat_map(|norm| {
+                ["weight", "bias", "running_mean", "running_var"]
+                    .map(|part| format!("{}.{part}", norm.prefix))
             });
-            assert_eq!(moved, !fixed && !scores.is_empty(), "{} of {config}", block.name);
-            for (scores, again) in scores.iter().zip(again) {
-                let most = again.iter().copied().fold(0.0, f64::max);
-                assert!(scores.iter().zip(again).all(|(a, b)| (a - b).abs() < 1e-3 * most), "{config}");
+            for name in norm.chain([conv.weight.clone()]).chain(conv.bias.clone()) {
+                let tensor = twins[&name].index_select(&order, 0).unwrap();
+                twins.insert(name, tensor);
             }
         }
     }
+    twins
+}
+
+/// How far the answers of the network are from what they were before `thinned` was made of it, the target it was made for, and
+/// the same with what is dropped masked but not made up for.
+fn losses(spec: &NetSpec, weights: &HashMap<String, Tensor>, target: f64) -> (f32, f32) {
+    let before = logits(&spec.without_gates(), weights, Statistics::Stored);
+    let after = thinned(spec, weights, target).unwrap();
+    let mut masked = thinned(spec, weights, 1.1).unwrap();
+    masked.extend(after.iter().filter(|(name, _)| is_gate(name)).map(|(n, t)| (n.clone(), t.clone())));
+    let lost = |weights: &HashMap<String, Tensor>| apart(&logits(spec, weights, Statistics::Stored), &before);
+    (lost(&after), lost(&masked))
 }
 
 #[test]
-fn a_channel_that_nobody_reads_does_not_matter() {
-    let spec = spec(NETWORKS[1]);
-    let mut weights = random_weights(&spec, 3).unwrap();
-    let last = &spec.blocks[0].convs[2];
-    let kept = Tensor::from_vec(
-        (0..last.c_in).map(|c| if c == 3 { 0.0f32 } else { 1.0 }).collect::<Vec<_>>(),
-        (1, last.c_in, 1, 1),
-        &candle_core::Device::Cpu,
-    );
-    let weight = weights[&last.weight].broadcast_mul(&kept.unwrap()).unwrap();
-    weights.insert(last.weight.clone(), weight);
-    let scores = importance(&spec, &weights, kernels(), each_alone(&spec), 1).unwrap();
-    let second = &scores[0][1];
-    assert!(second[3] == 0.0 && second.iter().filter(|score| **score > 0.0).count() == second.len() - 1);
-}
-
-#[test]
-fn gates_start_at_the_target_with_what_matters_most() {
-    for config in NETWORKS {
+fn what_is_dropped_is_made_up_for() {
+    for config in THINNED {
         let spec = spec(config);
-        let mut weights = initial_weights(&spec, 1, Default::default()).unwrap();
-        let scores = importance(&spec, &weights, kernels(), each_alone(&spec), 1).unwrap();
+        let mut weights = random_weights(&spec, 3).unwrap();
+        weights.extend(fresh_gates(&spec));
         let cost = Cost::macs(&spec, RateGradient::All).unwrap();
-        let all = {
-            let network = MaskedNetwork::new(&spec, &weights).unwrap();
-            let images = random_images(&spec, 2, 1).unwrap();
-            let activity = network.forward_train(&images, &Decisions::Learned, Statistics::Stored).unwrap();
-            f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap()) / cost.full()
-        };
-        assert!(all > 0.99, "fresh gates keep everything: {all}");
-        let share_at = |scores: &Importance, target: f64| {
-            let mut weights = weights.clone();
-            start_gates(&spec, &mut weights, scores, &cost, target).unwrap();
-            let network = MaskedNetwork::new(&spec, &weights).unwrap();
-            let images = random_images(&spec, 2, 1).unwrap();
-            let activity = network.forward_train(&images, &Decisions::Learned, Statistics::Stored).unwrap();
-            f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap()) / cost.full()
-        };
-        assert!(share_at(&scores, 1.1) > all - 1e-6, "nothing has to go");
-        // Channels that are dead matter alike.
-        let mut dead = scores.clone();
-        dead.iter_mut().flatten().flatten().for_each(|score| *score = 0.0);
-        let tied = share_at(&dead, all - 0.12);
-        assert!(tied <= all - 0.12 + 1e-6 && tied > all - 0.27, "{tied} of {all}, {config}");
-        let target = all - 0.12;
-        start_gates(&spec, &mut weights, &scores, &cost, target).unwrap();
-        let network = MaskedNetwork::new(&spec, &weights).unwrap();
-        let images = random_images(&spec, 3, 2).unwrap();
-        let activity = network.forward_train(&images, &Decisions::Learned, Statistics::Stored).unwrap();
-        let share =
-            f64::from(cost.of(&activity.keep).unwrap().total.to_scalar::<f32>().unwrap()) / cost.full();
+        let sorted = spec.blocks.iter().map(|block| block.convs[0].groups == 1);
+        let rates: Vec<f64> = sorted.map(|sorted| if sorted { 0.5 } else { 1.0 }).collect();
+        let half = cost.at_channel_rates(&rates) / cost.full() + 1e-6;
+        let (lost, masked) = losses(&spec, &weights, half);
+        assert!(lost < masked, "{lost} and {masked}, {config}");
+        let (lost, masked) = losses(&spec, &with_twins(&spec, &weights), half);
+        assert!(lost < 0.2 * masked, "twins: {lost} and {masked}, {config}");
+    }
+}
+
+#[test]
+fn thinned_networks_start_at_the_target() {
+    for config in THINNED {
+        let spec = spec(config);
+        let mut weights = random_weights(&spec, 3).unwrap();
+        weights.extend(fresh_gates(&spec));
+        let target = decisions(&spec, &weights).1 - 0.12;
+        let after = thinned(&spec, &weights, target).unwrap();
+        let (keep, share) = decisions(&spec, &after);
         assert!(share <= target + 1e-6 && share > target - 0.15, "{share} for {target}, {config}");
-        for (block, keep) in spec.blocks.iter().zip(&activity.keep) {
-            let (Some(gate), Some(keep)) = (&block.gate.channel, &keep.channel) else { continue };
-            let keep: Vec<Vec<f32>> = keep.to_vec2().unwrap();
+        for keep in keep.iter().flatten() {
             assert!(keep.iter().all(|sample| *sample == keep[0]), "all images alike");
-            assert!(keep[0].contains(&1.0), "{}: a group is left", block.name);
-            assert_eq!(keep[0].len(), gate.groups);
+            assert!(keep[0].windows(2).all(|pair| pair[0] >= pair[1]) && keep[0][0] == 1.0, "the first ones");
         }
-        let low = start_gates(&spec, &mut weights, &scores, &cost, 0.01).unwrap_err().to_string();
+        // What is dropped has no weights: with every gate open the answer is the same.
+        let open = logits(&spec.without_gates(), &after, Statistics::Stored);
+        assert!(apart(&logits(&spec, &after, Statistics::Stored), &open) < 1e-4, "{config}");
+        let low = thinned(&spec, &weights, 0.01).unwrap_err().to_string();
         assert!(low.contains("0.01 is out of reach"), "{low}");
     }
+}
+
+#[test]
+fn a_network_that_cannot_be_thinned_says_so() {
+    let spec = spec(REGNET);
+    let mut weights = random_weights(&spec, 3).unwrap();
+    weights.extend(fresh_gates(&spec));
+    assert!(thinned(&spec, &weights, 0.9).unwrap_err().to_string().contains("no block that can be thinned"));
 }
 
 /// The network with its statistics in weight and bias.

@@ -112,7 +112,7 @@ impl MapOps for KernelMaps {
 
     fn conv(&self, conv: &Conv, map: &Map, statistics: Statistics) -> Result<Map> {
         let link = Link::plain(conv.spec.act);
-        match self.chain(&[conv], link, map, &PerGate { spatial: None, channel: None }, statistics)? {
+        match self.chain(&[conv], link, map, &PerGate::none(), statistics)? {
             Some(out) => Ok(out),
             None => self.plainly(map, |map| Plain.conv(conv, map, statistics)),
         }

@@ -9,8 +9,8 @@ use laud::CheckpointWeights;
 use laud::autograd::KernelMaps;
 use laud::exec::Weights;
 use laud::train::{
-    BlockLatency, Cost, Course, Event, LatencyModel, Precision, Recipe, Setup, Trained, Trainer, goes_on,
-    importance, initial_weights, sort_channels, start_gates, steps_per_epoch, unfold_norms,
+    BlockLatency, Cost, Course, Event, LatencyModel, MapOps, Precision, Recipe, Setup, Trained, Trainer,
+    goes_on, initial_weights, steps_per_epoch, thin, unfold_norms,
 };
 use laud::vision::{Augment, Batches, Dataset};
 use laud_models::{InputSpec, NetSpec};
@@ -22,6 +22,8 @@ use std::time::Instant;
 
 /// Images that statistics are measured on.
 const MEASURED_IMAGES: usize = 32;
+/// Images of a batch while a network is thinned.
+const THINNED_AT_ONCE: usize = 16;
 
 /// Train a network or its gates
 #[derive(Args)]
@@ -70,7 +72,7 @@ pub(super) struct Train {
 #[derive(Args)]
 #[command(next_help_heading = "Recipe")]
 struct Changes {
-    /// Passes over the images [default: 100]
+    /// Passes over the images; with 0 the network is written as training would start [default: 100]
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
     /// Images of a step [default: 256]
@@ -118,10 +120,10 @@ struct Changes {
     /// Keep bias of fresh gates [default: 5 spatial, 2 channel]
     #[arg(long, value_name = "B", allow_negative_numbers = true)]
     gate_bias: Option<f64>,
-    /// Images to measure on which channels matter: they are sorted by that, and fresh channel gates start at the target
-    /// [default: 0, they start with their keep bias]
+    /// Images to thin the network on, without labels: fresh channel gates start at the target with the channels that the others
+    /// make up for dropped, and with weights that do so [default: 0, gates start with their keep bias]
     #[arg(long, value_name = "N")]
-    rank_images: Option<usize>,
+    thin_images: Option<usize>,
     /// Share of the steps after which gates decide without noise [default: 1, never]
     #[arg(long, value_name = "SHARE")]
     noise_until: Option<f64>,
@@ -149,7 +151,7 @@ impl Changes {
         set(&mut recipe.distill_features, self.distill_features);
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);
-        set(&mut recipe.rank_images, self.rank_images);
+        set(&mut recipe.thin_images, self.thin_images);
         set(&mut recipe.noise_until, self.noise_until);
         set(&mut recipe.skip_from, self.skip_from);
         set(&mut recipe.seed, self.seed);
@@ -205,7 +207,7 @@ impl Train {
         }
         let steps = recipe.epochs
             * steps_per_epoch(data.len(), recipe.batch).with_context(|| self.data.display().to_string())?;
-        let maps = Arc::new(KernelMaps::new(threads)?);
+        let maps: Arc<dyn MapOps> = Arc::new(KernelMaps::new(threads)?);
         let mut weights = initial_weights(&model.spec, recipe.seed, recipe.gate_bias())?;
         let start = trained_tensors(model)?;
         let teacher = match &self.teacher {
@@ -234,19 +236,26 @@ impl Train {
                 images(&data, some(MEASURED_IMAGES), &model.spec.input)
             })?;
         }
-        if let Some(target) = recipe.target.filter(|_| recipe.rank_images > 0 && fresh) {
+        if let Some(target) = recipe.target.filter(|_| recipe.thin_images > 0 && fresh) {
             let name = &model.spec.name;
             let channels = model.spec.blocks.iter().any(|block| block.gate.channel.is_some());
             ensure!(
                 model.attached && channels,
-                "--rank-images: starts new channel gates on a trained network; {name} {}",
+                "--thin-images: starts new channel gates on a trained network; {name} {}",
                 if model.attached { "gets others, use --mode channel" } else { "has its own gates or none" }
             );
-            let each = some(recipe.rank_images).iter();
-            let images = each.map(|&number| images(&data, &[number], &model.spec.input));
-            let mut scores = importance(&model.spec, &weights, maps.clone(), images, recipe.seed)?;
-            sort_channels(&model.spec, &mut weights, &mut scores)?;
-            start_gates(&model.spec, &mut weights, &scores, &cost, target)?;
+            let batches = some(recipe.thin_images).chunks(THINNED_AT_ONCE);
+            let batches = batches.map(|numbers| images(&data, numbers, &model.spec.input));
+            let batches = batches.collect::<Result<Vec<_>>>()?;
+            let terminal = std::io::stderr().is_terminal();
+            thin(&model.spec, &mut weights, &maps, &batches, (&cost, target), |done| {
+                if terminal {
+                    eprint!("\r[{:<30}] thinning   ", "#".repeat((30.0 * done) as usize));
+                }
+            })?;
+            if terminal {
+                eprint!("\r{:90}\r", "");
+            }
         }
         let cost = model.is_gated().then_some(cost);
         writeln!(

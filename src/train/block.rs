@@ -185,7 +185,7 @@ impl Residual {
         self.squeeze_excite.is_some()
     }
 
-    fn shortcut(&self, x: &Tensor, statistics: Statistics) -> Result<Option<Tensor>> {
+    pub(super) fn shortcut(&self, x: &Tensor, statistics: Statistics) -> Result<Option<Tensor>> {
         Ok(match (&self.spec.shortcut, &self.projection) {
             (Shortcut::None, _) => None,
             (&Shortcut::PadChannels { stride, before, after }, _) => {

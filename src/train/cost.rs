@@ -118,14 +118,8 @@ impl Cost {
         self.full
     }
 
-    /// What one of `groups` channel groups of a block costs where all others are active.
-    pub(super) fn of_a_group(&self, block: usize, groups: usize) -> f64 {
-        let slopes = self.blocks[block].terms.iter().map(|term| term.slope * term.sides as f64);
-        slopes.sum::<f64>() / groups as f64
-    }
-
     /// Cost with this share of each block's channels and every position.
-    pub(super) fn at_channel_rates(&self, rates: &[f64]) -> f64 {
+    pub fn at_channel_rates(&self, rates: &[f64]) -> f64 {
         let block = |(block, rate): (&BlockCost, &f64)| {
             let term = |term: &Term| term.slope * (0..term.sides).map(|_| rate).product::<f64>();
             block.fixed + block.terms.iter().map(term).sum::<f64>()

@@ -92,6 +92,11 @@ impl CustomOp2 for StraightThrough {
 }
 
 impl<T> PerGate<T> {
+    /// Of a block without gates.
+    pub fn none() -> Self {
+        Self { spatial: None, channel: None }
+    }
+
     /// Both values by reference.
     pub fn as_ref(&self) -> PerGate<&T> {
         PerGate { spatial: self.spatial.as_ref(), channel: self.channel.as_ref() }

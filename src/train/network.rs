@@ -110,6 +110,20 @@ impl MaskedNetwork {
         activity.stages.iter().map(|map| self.maps.leave(map)).collect()
     }
 
+    /// What the first block gets of `images [n, c, h, w]`.
+    pub(super) fn first_map(&self, images: &Tensor) -> Result<Map> {
+        self.stem.forward(&images.to_dtype(DType::F32)?, &*self.maps, Statistics::Stored)
+    }
+
+    /// Logits `[n, classes]` of a network without gates, from the input of block `first` on.
+    pub(super) fn logits_from(&self, first: usize, map: &Map) -> Result<Tensor> {
+        let mut x = map.clone();
+        for block in &self.blocks[first..] {
+            x = self.maps.residual(&block.residual, &x, &PerGate::none(), Statistics::Stored)?;
+        }
+        self.classify(x, Statistics::Stored)
+    }
+
     /// Logits `[n, classes]`, and every block shown to `see`.
     fn run(
         &self,
@@ -147,6 +161,12 @@ impl MaskedNetwork {
             };
             x = run().with_context(|| format!("block {}", block.residual.spec.name))?;
         }
+        self.classify(x, statistics)
+    }
+
+    /// Behind the blocks.
+    fn classify(&self, mut x: Map, statistics: Statistics) -> Result<Tensor> {
+        let maps = &*self.maps;
         if let Some(conv) = &self.head {
             x = maps.conv(conv, &x, statistics).context("head")?;
         }

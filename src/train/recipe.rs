@@ -11,7 +11,7 @@ use super::init::{GateBias, is_gate};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Passes over the training images.
+    /// Passes over the training images; 0: what happens before the first step is all.
     pub epochs: usize,
     /// Images of a step.
     pub batch: usize,
@@ -62,9 +62,9 @@ pub struct Recipe {
     pub gate_bias_spatial: f64,
     /// Keep bias of fresh channel gates.
     pub gate_bias_channel: f64,
-    /// Images to measure the importance of channels on: sorted by it, channels are in groups that matter alike, and fresh
-    /// channel gates start at the target. 0: they start by their bias.
-    pub rank_images: usize,
+    /// Images to thin the network on: fresh channel gates start at the target with the channels that the others make up for
+    /// dropped, and with weights that do so. 0: they start by their bias.
+    pub thin_images: usize,
     /// First skip bias of each gate keeps PyTorch's default.
     pub official_unset_bias: bool,
     /// No gradient of the cost through dilated masks.
@@ -125,7 +125,7 @@ impl Default for Recipe {
             skip_from: 1.0,
             gate_bias_spatial: bias.spatial,
             gate_bias_channel: bias.channel,
-            rank_images: 0,
+            thin_images: 0,
             official_unset_bias: false,
             official_last_rate_only: false,
             official_ignore_gate_lr: false,
@@ -161,7 +161,6 @@ impl Recipe {
     /// Rejects numbers that mean nothing.
     pub fn check(&self) -> Result<()> {
         let positive = [
-            ("epochs", self.epochs as f64),
             ("batch", self.batch as f64),
             ("lr", self.first_lr()),
             ("distill_temperature", self.distill_temperature),
@@ -190,9 +189,9 @@ impl Recipe {
             ensure!((0.0..=1.0).contains(&target), "target is {target}, a share in 0..=1 is needed");
         }
         ensure!(
-            self.rank_images == 0 || self.target.is_some(),
-            "rank_images is {}: gates that start at a target need one",
-            self.rank_images
+            self.thin_images == 0 || self.target.is_some(),
+            "thin_images is {}: gates that start at a target need one",
+            self.thin_images
         );
         ensure!(
             self.skip_from >= 1.0 || self.batch_statistics && self.train != Trained::Gates,
