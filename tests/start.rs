@@ -219,3 +219,22 @@ fn folded_statistics_come_back() {
     unfold_norms(&spec, &mut fresh, kernels(), || panic!("a fresh network has no folded statistics"))
         .unwrap();
 }
+
+#[test]
+fn filters_keep_their_length_where_a_normalisation_can_tell_how_much_they_count() {
+    let spec = spec(THINNED[1]);
+    let mut weights = random_weights(&spec, 3).unwrap();
+    weights.extend(fresh_gates(&spec));
+    let after = thinned(&spec, &weights, 0.8).unwrap();
+    let lengths = |weights: &HashMap<String, Tensor>, name: &str| {
+        let rows = weights[name].flatten_from(1).unwrap().sqr().unwrap().sum(1).unwrap();
+        rows.to_vec1::<f32>().unwrap()
+    };
+    for block in &spec.blocks {
+        let last = &block.convs[2].weight;
+        assert!(apart(&lengths(&after, last), &lengths(&weights, last)) < 1e-4, "{last}");
+        let filters =
+            |weights: &HashMap<String, Tensor>| weights[last].flatten_all().unwrap().to_vec1().unwrap();
+        assert!(apart(&filters(&after), &filters(&weights)) > 0.01, "{last} is another");
+    }
+}

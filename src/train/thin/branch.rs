@@ -136,9 +136,10 @@ pub(super) struct Folded<'a> {
     conv: &'a ConvSpec,
     /// `[c_in·k·k + 1, c_out]`, the bias last.
     pub(super) matrix: Mat<f64>,
-    /// What the normalisation multiplies each output with, and what it takes from it before.
+    /// What the normalisation multiplies each output with, what it takes from it before, and its stored deviation.
     scale: Vec<f64>,
     shift: Vec<f64>,
+    deviation: Vec<f64>,
 }
 
 impl<'a> Folded<'a> {
@@ -150,12 +151,14 @@ impl<'a> Folded<'a> {
         let outputs = conv.c_out;
         let bias = conv.bias.as_ref().map_or_else(|| Ok(vec![0.0; outputs]), |name| vector(name))?;
         let (mut scale, mut shift, mut offset) = (vec![1.0; outputs], vec![0.0; outputs], bias.clone());
+        let mut deviation = vec![1.0; outputs];
         if let Some(norm) = &conv.norm {
             let part = |part: &str| vector(&format!("{}.{part}", norm.prefix));
             let (weight, beta, mean, var) =
                 (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
             for o in 0..outputs {
-                scale[o] = weight[o] / (var[o] + f64::from(norm.eps)).sqrt();
+                deviation[o] = (var[o] + f64::from(norm.eps)).sqrt();
+                scale[o] = weight[o] / deviation[o];
                 shift[o] = mean[o] - bias[o];
                 offset[o] = beta[o] - scale[o] * shift[o];
             }
@@ -166,7 +169,7 @@ impl<'a> Folded<'a> {
             true => scale[o] * values[o * inputs + i],
             false => offset[o],
         });
-        Ok(Self { conv, matrix, scale, shift })
+        Ok(Self { conv, matrix, scale, shift, deviation })
     }
 
     /// Weights of a channel for one output.
@@ -186,31 +189,39 @@ impl<'a> Folded<'a> {
         self.matrix.as_mut().subrows_mut(from, last - from).fill(0.0);
     }
 
-    /// Writes the matrix into weight and bias; the normalisation scales as before. An output that it makes nothing of keeps its
-    /// filter.
+    /// Writes the matrix into the tensors. With a normalisation filters keep their length and its weights tell how much they
+    /// count, so that what it was trained to normalise stays as large as it was.
     pub(super) fn store(&self, weights: &mut Tensors) -> Result<()> {
         let tensor = named_mut(weights, &self.conv.weight)?;
         let mut values: Vec<f32> = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
         let inputs = values.len() / self.conv.c_out;
-        let most = self.scale.iter().fold(0.0f64, |most, scale| most.max(scale.abs()));
+        let mut scale = vec![1.0; self.conv.c_out];
         for (o, row) in values.chunks_exact_mut(inputs).enumerate() {
-            if self.scale[o].abs() > 1e-6 * most {
-                row.iter_mut()
-                    .enumerate()
-                    .for_each(|(i, w)| *w = (self.matrix[(i, o)] / self.scale[o]) as f32);
+            let new = self.matrix.col(o).subrows(0, inputs);
+            let before = row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
+            if self.conv.norm.is_some() && before > 0.0 {
+                scale[o] = new.norm_l2() / before * self.scale[o].signum();
+            }
+            if scale[o] != 0.0 {
+                row.iter_mut().zip(new.iter()).for_each(|(w, new)| *w = (new / scale[o]) as f32);
             }
         }
         *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?;
-        let offset = |o: usize| self.matrix[(inputs, o)];
-        let (name, bias): (_, Vec<f32>) = match (&self.conv.norm, &self.conv.bias) {
-            (Some(norm), _) => {
-                let bias = (0..self.conv.c_out).map(|o| (offset(o) + self.scale[o] * self.shift[o]) as f32);
-                (format!("{}.bias", norm.prefix), bias.collect())
-            }
-            (None, Some(name)) => (name.clone(), (0..self.conv.c_out).map(|o| offset(o) as f32).collect()),
-            (None, None) => return Ok(()),
+        let per_output = |value: &dyn Fn(usize) -> f64| {
+            let values: Vec<f32> = (0..self.conv.c_out).map(|o| value(o) as f32).collect();
+            Tensor::new(values, &Device::Cpu)
         };
-        weights.insert(name, Tensor::new(bias, &Device::Cpu)?);
+        let offset = |o: usize| self.matrix[(inputs, o)];
+        match (&self.conv.norm, &self.conv.bias) {
+            (Some(norm), _) => {
+                let bias = per_output(&|o| offset(o) + scale[o] * self.shift[o])?;
+                weights.insert(format!("{}.bias", norm.prefix), bias);
+                let weight = per_output(&|o| scale[o] * self.deviation[o])?;
+                weights.insert(format!("{}.weight", norm.prefix), weight);
+            }
+            (None, Some(name)) => drop(weights.insert(name.clone(), per_output(&offset)?)),
+            (None, None) => {}
+        }
         Ok(())
     }
 }

@@ -226,8 +226,7 @@ impl Thinner<'_> {
                     reader.drop_inputs(kept);
                     reader.matrix = kept_alone(&moments.gram, &moments.cross, &reader, kept)?;
                     reader.store(weights)?;
-                    reader.store(&mut masked)?;
-                    // Some of the reader's own channels are masked too.
+                    masked.clone_from(weights);
                     teacher.mask(gate.point, kept, &mut masked)?;
                 }
             }
