@@ -1,6 +1,6 @@
 //! How many groups every block keeps.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
 use crate::train::cost::Cost;
 
@@ -45,9 +45,21 @@ impl Curve {
     }
 }
 
+/// # Errors
+/// When the cost of one group a block, of so many, is above `target` of the full one.
+pub(super) fn check_reach(groups: &[Option<usize>], cost: &Cost, target: f64) -> Result<()> {
+    let rates: Vec<f64> = groups.iter().map(|groups| groups.map_or(1.0, |all| 1.0 / all as f64)).collect();
+    let left = cost.at_channel_rates(&rates) / cost.full();
+    ensure!(
+        left <= target,
+        "a target of {target} is out of reach: with one group a block, {left:.3} of the cost is left"
+    );
+    Ok(())
+}
+
 /// Groups that each block keeps, so that the cost is at most `target` of the full one: one group after the other goes where that
 /// loses least for what it saves, but never a block's last.
-pub(super) fn choose(curves: &[Option<Curve>], cost: &Cost, target: f64) -> Result<Vec<Option<usize>>> {
+pub(super) fn choose(curves: &[Option<Curve>], cost: &Cost, target: f64) -> Vec<Option<usize>> {
     let all = |curve: &Curve| curve.steps.len() + 1;
     let mut gone = vec![0; curves.len()];
     let mut rates = vec![1.0; curves.len()];
@@ -69,17 +81,12 @@ pub(super) fn choose(curves: &[Option<Curve>], cost: &Cost, target: f64) -> Resu
                 best = Some((price, block, then));
             }
         }
-        let Some((_, block, then)) = best else {
-            let left = now / cost.full();
-            bail!(
-                "a target of {target} is out of reach: with one group a block, {left:.3} of the cost is left"
-            );
-        };
+        let Some((_, block, then)) = best else { break };
         gone[block] += 1;
         now = then;
         rates[block] = curves[block].as_ref().map_or(1.0, |curve| rate(curve, gone[block]));
     }
-    Ok(curves.iter().zip(gone).map(|(curve, gone)| curve.as_ref().map(|curve| all(curve) - gone)).collect())
+    curves.iter().zip(gone).map(|(curve, gone)| curve.as_ref().map(|curve| all(curve) - gone)).collect()
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::init::last_layer;
 use super::maps::{Map, MapOps};
 use super::network::MaskedNetwork;
 use branch::Branch;
-use levels::{Curve, choose};
+use levels::{Curve, check_reach, choose};
 use moments::{Moments, Sampling};
 use removal::{kept_alone, removal_order};
 
@@ -65,8 +65,10 @@ pub fn thin(
         .map(|(gate, block)| gate.filter(|_| branch::spaces(block).is_some()))
         .collect();
     ensure!(gates.iter().any(Option::is_some), "{}: has no block that can be thinned", spec.name);
+    let all: Vec<_> = gates.iter().map(|gate| gate.map(|gate| gate.groups)).collect();
+    check_reach(&all, cost, target)?;
     let curves = thinner.measure(&gates, weights, |done| see(done / 2.0))?;
-    let groups = choose(&curves, cost, target)?;
+    let groups = choose(&curves, cost, target);
     thinner.compensate(&gates, &groups, weights, |done| see(0.5 + done / 2.0))?;
     for (gate, kept) in gated().zip(&groups) {
         if let (Some(gate), Some(kept)) = (gate, kept) {
