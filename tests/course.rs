@@ -277,6 +277,25 @@ fn thinned_networks_start_at_the_target_and_go_on() {
     let (fine, output, error) = laud(&arguments);
     assert!(fine && output.contains("2 of 2 steps are done"), "{output}{error}");
     assert!(read(folder.path(), "out/model.safetensors") == model, "nothing is thinned anew");
+    // Without a step the network is written as training would start.
+    let other = path("start");
+    let arguments: Vec<&str> = (arguments.iter())
+        .map(|&argument| {
+            if argument == "1" {
+                "0"
+            } else if argument == out {
+                &other
+            } else {
+                argument
+            }
+        })
+        .collect();
+    let (fine, output, error) = laud(&arguments);
+    assert!(fine && output.contains("0 steps"), "{output}{error}");
+    let start = Checkpoint::open(&folder.path().join("start/model.safetensors")).unwrap();
+    let weight = start.read_f32("layer1.0.masker_channel.conv.2.weight").unwrap();
+    let bias = start.read_f32("layer1.0.masker_channel.conv.2.bias").unwrap();
+    assert!(weight.iter().all(|w| *w == 0.0) && bias[0] > 0.0, "gates treat all images alike: {bias:?}");
 }
 
 #[test]

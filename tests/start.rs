@@ -43,6 +43,15 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
 }
 
+/// The network with random weights and gates as training starts them.
+fn with_fresh_gates(config: &str) -> (NetSpec, HashMap<String, Tensor>) {
+    let spec = spec(config);
+    let mut weights = random_weights(&spec, 3).unwrap();
+    let fresh = initial_weights(&spec, 1, Default::default()).unwrap();
+    weights.extend(fresh.into_iter().filter(|(name, _)| is_gate(name)));
+    (spec, weights)
+}
+
 fn batches(spec: &NetSpec) -> Vec<Tensor> {
     (0..3).map(|seed| random_images(spec, 8, 20 + seed).unwrap()).collect()
 }
@@ -72,9 +81,7 @@ fn decisions(spec: &NetSpec, weights: &HashMap<String, Tensor>) -> (Vec<Option<V
 #[test]
 fn with_nothing_to_drop_the_network_computes_the_same() {
     for config in THINNED {
-        let spec = spec(config);
-        let mut weights = random_weights(&spec, 3).unwrap();
-        weights.extend(fresh_gates(&spec));
+        let (spec, weights) = with_fresh_gates(config);
         let before = logits(&spec.without_gates(), &weights, Statistics::Stored);
         let after = thinned(&spec, &weights, 1.1).unwrap();
         assert!(apart(&logits(&spec, &after, Statistics::Stored), &before) < 1e-3, "{config}");
@@ -86,12 +93,6 @@ fn with_nothing_to_drop_the_network_computes_the_same() {
         });
         assert!(moved, "channels are sorted, {config}");
     }
-}
-
-fn fresh_gates(spec: &NetSpec) -> HashMap<String, Tensor> {
-    let mut fresh = initial_weights(spec, 1, Default::default()).unwrap();
-    fresh.retain(|name, _| is_gate(name));
-    fresh
 }
 
 /// Every second inner channel computes the same as the one before it.
@@ -127,9 +128,7 @@ fn losses(spec: &NetSpec, weights: &HashMap<String, Tensor>, target: f64) -> (f3
 #[test]
 fn what_is_dropped_is_made_up_for() {
     for config in THINNED {
-        let spec = spec(config);
-        let mut weights = random_weights(&spec, 3).unwrap();
-        weights.extend(fresh_gates(&spec));
+        let (spec, weights) = with_fresh_gates(config);
         let cost = Cost::macs(&spec, RateGradient::All).unwrap();
         let sorted = spec.blocks.iter().map(|block| block.convs[0].groups == 1);
         let rates: Vec<f64> = sorted.map(|sorted| if sorted { 0.5 } else { 1.0 }).collect();
@@ -144,9 +143,7 @@ fn what_is_dropped_is_made_up_for() {
 #[test]
 fn thinned_networks_start_at_the_target() {
     for config in THINNED {
-        let spec = spec(config);
-        let mut weights = random_weights(&spec, 3).unwrap();
-        weights.extend(fresh_gates(&spec));
+        let (spec, weights) = with_fresh_gates(config);
         let target = decisions(&spec, &weights).1 - 0.12;
         let after = thinned(&spec, &weights, target).unwrap();
         let (keep, share) = decisions(&spec, &after);
@@ -165,9 +162,7 @@ fn thinned_networks_start_at_the_target() {
 
 #[test]
 fn a_network_that_cannot_be_thinned_says_so() {
-    let spec = spec(REGNET);
-    let mut weights = random_weights(&spec, 3).unwrap();
-    weights.extend(fresh_gates(&spec));
+    let (spec, weights) = with_fresh_gates(REGNET);
     assert!(thinned(&spec, &weights, 0.9).unwrap_err().to_string().contains("no block that can be thinned"));
 }
 
@@ -222,9 +217,7 @@ fn folded_statistics_come_back() {
 
 #[test]
 fn filters_keep_their_length_where_a_normalisation_can_tell_how_much_they_count() {
-    let spec = spec(THINNED[1]);
-    let mut weights = random_weights(&spec, 3).unwrap();
-    weights.extend(fresh_gates(&spec));
+    let (spec, weights) = with_fresh_gates(THINNED[1]);
     let after = thinned(&spec, &weights, 0.8).unwrap();
     let lengths = |weights: &HashMap<String, Tensor>, name: &str| {
         let rows = weights[name].flatten_from(1).unwrap().sqr().unwrap().sum(1).unwrap();
