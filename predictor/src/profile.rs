@@ -90,8 +90,8 @@ impl Profile {
         let mut whole = Prediction::default();
         // Errors of different calls partly cancel: the spreads add up as independent ones and common ones half and half.
         let (mut squares, mut spread) = ([0.0; 2], [0.0; 2]);
-        let (calls, times): (Vec<_>, Vec<_>) = calls.into_iter().unzip();
-        for ((call, times), one) in calls.iter().zip(times).zip(self.model.predict_all(&calls)) {
+        for (call, times) in calls {
+            let one = self.model.predict(call);
             let (scaled, between) =
                 (times * self.correction.factor(call.op, one.ns), times * self.correction.per_call_ns);
             whole.ns += scaled * one.ns + between;
@@ -110,10 +110,10 @@ impl Profile {
 
     /// Time of each call inside a network, nanoseconds.
     pub fn calls_ns(&self, calls: &[&Workload]) -> impl Iterator<Item = f64> {
-        let inside = |(call, one): (&&Workload, Prediction)| {
-            self.correction.factor(call.op, one.ns) * one.ns + self.correction.per_call_ns
+        let inside = |(call, ns): (&&Workload, f64)| {
+            self.correction.factor(call.op, ns) * ns + self.correction.per_call_ns
         };
-        calls.iter().zip(self.model.predict_all(calls)).map(inside)
+        calls.iter().zip(self.model.predict_ns(calls)).map(inside)
     }
 
     /// As text, to be read by [`from_json`](Self::from_json).
@@ -331,6 +331,22 @@ mod tests {
         let said = |kind, dtype| profile.check_use(kind, dtype).unwrap_err().to_string();
         assert!(said(DeviceKind::Cuda, DType::F32).contains("on a cpu device (test), not on cuda"));
         assert!(said(DeviceKind::Cpu, DType::Bf16).contains("measured with f32, not with bf16"));
+    }
+
+    #[test]
+    fn times_of_many_calls_are_those_of_each() {
+        let model = profile().model;
+        let calls: Vec<Workload> = samples(70).iter().map(|sample| sample.workload).collect();
+        let unmeasured = Workload::new(Op::Depthwise, 14, 14, 64, 64);
+        for count in [1, 3, 40, 70] {
+            let calls: Vec<&Workload> = calls[..count].iter().chain([&unmeasured]).collect();
+            let together = model.predict_ns(&calls);
+            for (call, ns) in calls.iter().zip(&together) {
+                let one = model.predict(call).ns;
+                assert!((ns - one).abs() <= 1e-12 * one, "{call}: {ns} and {one}");
+            }
+            assert_eq!((together[0] > 0.0, together[count]), (true, 0.0));
+        }
     }
 
     #[test]

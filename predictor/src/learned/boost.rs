@@ -6,9 +6,10 @@
 
 use forust_ml::{Matrix, gradientbooster::GradientBooster};
 use serde::{Deserialize, Serialize};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
-use super::masks::{Masks, Place, ROWS};
+use super::masks::{Columns, Masks, Place, ROWS};
+use super::terms::Features;
 use crate::{Error, Result};
 
 /// How trees are grown.
@@ -169,18 +170,24 @@ impl Boosted {
         }
     }
 
-    /// As [`predict`](Self::predict) for up to [`ROWS`] rows. Sums are added up in the same order, so that the answers are
-    /// the same.
-    pub(crate) fn predict_together(&self, rows: impl ExactSizeIterator<Item: AsRef<[f32]>>) -> Guesses {
-        let len = rows.len();
+    /// As [`predict`](Self::predict) for up to [`ROWS`] rows, `len` of them, each of which `fill` writes to an empty one. Sums are
+    /// added up in the same order, so that the answers are the same.
+    pub(crate) fn predict_together(&self, len: usize, mut fill: impl FnMut(usize, &mut Features)) -> Guesses {
+        let mut row = Features::new();
         let Some(masks) = self.masks.as_ref().filter(|_| (FEW..=ROWS).contains(&len)) else {
-            return rows.map(|row| self.predict(row.as_ref())).collect();
+            let one = |i| {
+                row.clear();
+                fill(i, &mut row);
+                self.predict(&row)
+            };
+            return (0..len).map(one).collect();
         };
-        let mut columns: SmallVec<[[f32; ROWS]; 96]> = smallvec![[0.0; ROWS]; self.features];
+        let mut columns: Columns = [[0.0; ROWS]; _];
         let mut complete = [false; ROWS];
-        for (i, row) in rows.enumerate() {
-            let row = row.as_ref();
-            columns.iter_mut().zip(row).for_each(|(column, &x)| column[i] = x);
+        for i in 0..len {
+            row.clear();
+            fill(i, &mut row);
+            columns.iter_mut().zip(&row).for_each(|(column, &x)| column[i] = x);
             complete[i] = row.len() == self.features;
         }
         let guesses = pulp::Arch::new().dispatch(AddUp { boosted: self, masks, columns: &columns });
@@ -206,7 +213,7 @@ impl Boosted {
 struct AddUp<'a> {
     boosted: &'a Boosted,
     masks: &'a Masks,
-    columns: &'a [[f32; ROWS]],
+    columns: &'a Columns,
 }
 
 impl pulp::WithSimd for AddUp<'_> {
@@ -363,12 +370,14 @@ mod tests {
         let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&x| x as f32).collect()).collect();
         for len in [1, FEW, ROWS - 1, ROWS, ROWS + 1] {
             let one_by_one: Vec<Guess> = rows[..len].iter().map(|row| boosted.predict(row)).collect();
-            assert_eq!(boosted.predict_together(rows[..len].iter()).as_slice(), one_by_one);
+            let together = boosted.predict_together(len, |i, row| row.extend_from_slice(&rows[i]));
+            assert_eq!(together.as_slice(), one_by_one);
         }
         assert!(boosted.masks.is_some());
         let nothing = Boosted::try_from(Stored::from(Boosted::default())).unwrap();
         assert_eq!(nothing, Boosted::default());
-        assert_eq!(nothing.predict_together(rows[..ROWS].iter()).as_slice(), [Guess::default(); ROWS]);
+        let together = nothing.predict_together(ROWS, |i, row| row.extend_from_slice(&rows[i]));
+        assert_eq!(together.as_slice(), [Guess::default(); ROWS]);
         assert_eq!(boosted, Boosted::fit(&steps().0, &targets, &weights, &growth()).unwrap());
         let json = serde_json::to_string(&boosted).unwrap();
         assert_eq!(serde_json::from_str::<Boosted>(&json).unwrap(), boosted);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boost::{Boosted, Growth, Guess, Guesses};
 use super::nnls;
+use super::terms::Features;
 use crate::Result;
 use crate::random::Random;
 
@@ -120,9 +121,9 @@ impl Regression {
         self.trusted(self.residual.predict(features))
     }
 
-    /// As [`residual`](Self::residual), for several at once.
-    pub(crate) fn residuals(&self, features: impl ExactSizeIterator<Item: AsRef<[f32]>>) -> Guesses {
-        let mut guesses = self.residual.predict_together(features);
+    /// As [`residual`](Self::residual), for `len` at once, whose features `features` writes.
+    pub(crate) fn residuals(&self, len: usize, features: impl FnMut(usize, &mut Features)) -> Guesses {
+        let mut guesses = self.residual.predict_together(len, features);
         guesses.iter_mut().for_each(|guess| *guess = self.trusted(*guess));
         guesses
     }

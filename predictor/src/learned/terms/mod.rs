@@ -49,9 +49,17 @@ pub(super) struct Work {
 
 impl Work {
     pub(super) fn of(workload: &Workload, facts: &DeviceFacts) -> Self {
-        let mut work = Self { op: workload.op, amounts: Amounts::new(), kinds: Kinds::new() };
-        fill(workload, facts, &mut work);
+        let mut work = Self::default();
+        work.count(workload, facts);
         work
+    }
+
+    /// Becomes what `workload` does.
+    pub(super) fn count(&mut self, workload: &Workload, facts: &DeviceFacts) {
+        self.op = workload.op;
+        self.amounts.clear();
+        self.kinds.clear();
+        fill(workload, facts, self);
     }
 
     fn add(&mut self, kind: Kind, amounts: &[f64]) {
@@ -67,6 +75,12 @@ impl Work {
         }
         let [compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns] = ns;
         Parts { compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns }
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self { op: Op::Overhead, amounts: Amounts::new(), kinds: Kinds::new() }
     }
 }
 
@@ -107,8 +121,14 @@ fn fill(workload: &Workload, facts: &DeviceFacts, work: &mut Work) {
     }
 }
 
-/// What the rest may depend on: sizes, what the amounts take and the share that each of them has of that.
-pub(super) fn features(w: &Workload, facts: &DeviceFacts, amounts: &[f64], coefficients: &[f64]) -> Features {
+/// Writes to `features` what the rest may depend on: sizes, what the amounts take and the share that each of them has of that.
+pub(super) fn features(
+    w: &Workload,
+    facts: &DeviceFacts,
+    amounts: &[f64],
+    coefficients: &[f64],
+    features: &mut Features,
+) {
     let times = || amounts.iter().zip(coefficients).map(|(amount, each)| amount * each);
     let analytic_ns: f64 = times().sum();
     let sizes = Sizes::of(w, facts);
@@ -118,7 +138,7 @@ pub(super) fn features(w: &Workload, facts: &DeviceFacts, amounts: &[f64], coeff
     let tile_rows = f64::from(facts.tile_rows);
     let tile_columns = f64::from(facts.tile_columns);
     let fill = |value: f64, tile: f64| (value / ((value / tile).ceil() * tile).max(1.0)) as f32;
-    let mut features = Features::new();
+    features.clear();
     features.extend_from_slice(&[
         log(sizes.rows),
         log(sizes.rows / f64::from(w.runs.max(1))),
@@ -157,7 +177,6 @@ pub(super) fn features(w: &Workload, facts: &DeviceFacts, amounts: &[f64], coeff
     }
     let whole = 1.0 / analytic_ns.max(f64::MIN_POSITIVE);
     features.extend(times().map(|ns| (ns * whole) as f32));
-    features
 }
 
 /// Sizes that every kernel's amounts are made of.
@@ -229,8 +248,9 @@ mod tests {
                 assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
                 for each in [0.0, 0.1] {
                     let coefficients = vec![each; expected];
-                    let features = features(&w, &DeviceFacts::example("test"), &amounts, &coefficients);
-                    assert!(features.iter().all(|f| f.is_finite()), "{op}: {features:?}");
+                    let mut row = Features::new();
+                    features(&w, &DeviceFacts::example("test"), &amounts, &coefficients, &mut row);
+                    assert!(row.iter().all(|f| f.is_finite()), "{op}: {row:?}");
                 }
             }
         }

@@ -289,8 +289,9 @@ mod tests {
                         assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{w}: {amounts:?}");
                         let amounts = Work::of(&w, &facts()).amounts;
                         let coefficients = vec![0.1; amounts.len()];
-                        let features = terms::features(&w, &facts(), &amounts, &coefficients);
-                        assert!(features.iter().all(|f| f.is_finite()), "{w}: {features:?}");
+                        let mut row = terms::Features::new();
+                        terms::features(&w, &facts(), &amounts, &coefficients, &mut row);
+                        assert!(row.iter().all(|f| f.is_finite()), "{w}: {row:?}");
                     }
                 }
             }
