@@ -10,7 +10,7 @@ use laud::train::{
     Cost, Decisions, MapOps, MaskedNetwork, Plain, RateGradient, Statistics, initial_weights, is_gate,
     random_images, random_weights, thin, unfold_norms,
 };
-use laud_models::{NetConfig, NetSpec};
+use laud_models::{BlockSpec, NetConfig, NetSpec};
 
 /// Blocks of every kind that is thinned: basic, bottleneck, inverted residual.
 const THINNED: [&str; 3] = [
@@ -53,7 +53,7 @@ fn with_fresh_gates(config: &str) -> (NetSpec, HashMap<String, Tensor>) {
 }
 
 fn batches(spec: &NetSpec) -> Vec<Tensor> {
-    (0..3).map(|seed| random_images(spec, 8, 20 + seed).unwrap()).collect()
+    (0..6).map(|seed| random_images(spec, 16, 20 + seed).unwrap()).collect()
 }
 
 fn thinned(
@@ -95,10 +95,10 @@ fn with_nothing_to_drop_the_network_computes_the_same() {
     }
 }
 
-/// Every second inner channel computes the same as the one before it.
-fn with_twins(spec: &NetSpec, weights: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+/// In these blocks every second inner channel computes the same as the one before it.
+fn with_twins(blocks: &[BlockSpec], weights: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
     let mut twins = weights.clone();
-    for block in &spec.blocks {
+    for block in blocks {
         for conv in &block.convs[..block.convs.len() - 1] {
             let order = Tensor::from_iter((0..conv.c_out as u32).map(|c| c / 2 * 2), &Device::Cpu).unwrap();
             let norm = conv.norm.iter().flat_map(|norm| {
@@ -135,8 +135,29 @@ fn what_is_dropped_is_made_up_for() {
         let half = cost.at_channel_rates(&rates) / cost.full() + 1e-6;
         let (lost, masked) = losses(&spec, &weights, half);
         assert!(lost < masked, "{lost} and {masked}, {config}");
-        let (lost, masked) = losses(&spec, &with_twins(&spec, &weights), half);
+        let (lost, masked) = losses(&spec, &with_twins(&spec.blocks, &weights), half);
         assert!(lost < 0.2 * masked, "twins: {lost} and {masked}, {config}");
+    }
+}
+
+#[test]
+fn channels_go_where_that_costs_least() {
+    // Both spaces of a bottleneck; with random weights others have blocks that hardly matter anyway.
+    let (spec, weights) = with_fresh_gates(THINNED[1]);
+    let cost = Cost::macs(&spec, RateGradient::All).unwrap();
+    for idle in 0..spec.blocks.len() {
+        let weights = with_twins(&spec.blocks[idle..=idle], &weights);
+        let rate = |block: usize| if block == idle { 0.5 } else { 1.0 };
+        let target = cost.at_channel_rates(&(0..spec.blocks.len()).map(rate).collect::<Vec<_>>());
+        let after = thinned(&spec, &weights, target / cost.full() + 1e-6).unwrap();
+        let kept = decisions(&spec, &after).0.into_iter().map(|keep| {
+            let keep = keep.unwrap().swap_remove(0);
+            keep.iter().sum::<f32>() / keep.len() as f32
+        });
+        for (block, kept) in kept.enumerate() {
+            let right = if block == idle { kept <= 0.5 } else { kept >= 0.75 };
+            assert!(right, "with twins in block {idle}: block {block} keeps {kept}");
+        }
     }
 }
 

@@ -177,6 +177,11 @@ impl<'a> Folded<'a> {
         self.conv.kernel * self.conv.kernel
     }
 
+    /// Channels that it reads.
+    pub(super) fn channels(&self) -> usize {
+        self.conv.c_in
+    }
+
     /// Whether its outputs can be shifted.
     pub(super) fn has_bias(&self) -> bool {
         self.conv.norm.is_some() || self.conv.bias.is_some()

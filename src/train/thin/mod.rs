@@ -4,16 +4,20 @@
 //! to do without it. Both have a closed form, block by block, on a few hundred images without labels: from the second moments of
 //! what a convolution reads follow the channels that the others make up for best, and the weights with which they do. What that
 //! costs the network's answer is measured, block by block and level by level, and every block gives up channels where a
-//! multiply-accumulate less costs least.
+//! multiply-accumulate less costs least. Few images say little about weights of thousands of inputs: how far they may move is
+//! found on a fifth of the images, to which they are not fitted.
 //!
 //! Removal with compensation: Hassibi, Stork, "Second order derivatives for network pruning: Optimal brain surgeon", 1992, for
 //! a layer and its outputs (Frantar et al., "Optimal Brain Compression", 2022), whole channels at a time. Weights by least
 //! squares on what the thinned network computes: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017.
 
 mod branch;
+#[cfg(test)]
+mod examples;
 mod levels;
 mod moments;
 mod removal;
+mod solve;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,8 +33,9 @@ use super::maps::{Map, MapOps};
 use super::network::MaskedNetwork;
 use branch::Branch;
 use levels::{Curve, check_reach, choose};
-use moments::{Moments, Sampling};
-use removal::{kept_alone, removal_order};
+use moments::{Evidence, Moments, Sampling, judges};
+use removal::removal_order;
+use solve::{best_ridge, least, solve};
 
 /// Images on which it is measured what a thinned block costs the answer.
 const JUDGED_IMAGES: usize = 64;
@@ -95,6 +100,12 @@ fn start_gate(gate: &ChannelGateSpec, kept: usize, weights: &mut Tensors) -> Res
     Ok(())
 }
 
+/// What the convolution behind a space of channels reads and makes of it, and the ridge that this takes.
+struct Read {
+    moments: Moments,
+    ridge: f64,
+}
+
 /// What thins, block by block.
 struct Thinner<'a> {
     /// Without gates.
@@ -112,6 +123,18 @@ impl Thinner<'_> {
         Branch::load(block, weights, &**self.maps)
     }
 
+    /// Images that weights are not fitted to, where there are some.
+    fn judge(&self, network: &MaskedNetwork, inputs: &[Map]) -> Result<Judge> {
+        let mut judge = Judge { answers: Vec::new(), images: 0 };
+        for (number, map) in inputs.iter().enumerate() {
+            if judge.images < JUDGED_IMAGES && (judges(number) || inputs.len() == 1) {
+                judge.answers.push((number, network.logits_from(0, map)?));
+                judge.images += self.batches[number].dim(0)?;
+            }
+        }
+        Ok(judge)
+    }
+
     /// Sorts the channels of every block with a gate, and measures what its levels cost.
     fn measure(
         &self,
@@ -122,33 +145,22 @@ impl Thinner<'_> {
         let network = self.network(weights)?;
         let mut inputs =
             self.batches.iter().map(|batch| network.first_map(batch)).collect::<Result<Vec<_>>>()?;
-        let (mut judges, mut judged) = (0, 0);
-        while judges < self.batches.len() && judged < JUDGED_IMAGES {
-            judged += self.batches[judges].dim(0)?;
-            judges += 1;
-        }
-        let answers = inputs[..judges].iter().map(|map| network.logits_from(0, map));
-        let answers = answers.collect::<Result<Vec<_>>>()?;
+        let judge = self.judge(&network, &inputs)?;
         let mut curves = Vec::new();
         for (index, gate) in gates.iter().enumerate() {
             let branch = self.branch(&self.spec.blocks[index], weights)?;
             let curve = gate.map(|gate| {
-                let mut moments = self.moments(&branch, &inputs)?;
-                self.sort(&branch, &mut moments, weights)?;
+                let evidence = self.evidence(&branch, &inputs)?;
+                let read = self.sort(&branch, evidence, weights)?;
                 let lost = |groups: usize| {
-                    let thinned = self.alone(&branch, &moments, (gate, groups), weights)?;
-                    let network = self.network(&thinned)?;
-                    let mut lost = 0.0;
-                    for (map, answer) in inputs.iter().zip(&answers) {
-                        lost += divergence(&network.logits_from(index, map)?, answer)?;
-                    }
-                    anyhow::Ok((groups, lost / judged as f64))
+                    let thinned = self.alone(&branch, &read, (gate, groups), weights)?;
+                    anyhow::Ok((groups, judge.lost(&self.network(&thinned)?, index, &inputs)?))
                 };
                 let points = levels::of(gate.groups).into_iter().map(lost).collect::<Result<_>>()?;
                 anyhow::Ok(Curve::new(gate.groups, points))
             });
             curves.push(curve.transpose()?);
-            inputs = inputs.iter().map(|map| branch.run(map)).collect::<Result<_>>()?;
+            on(&branch, &mut inputs)?;
             see((index + 1) as f64 / gates.len() as f64);
         }
         Ok(curves)
@@ -158,49 +170,60 @@ impl Thinner<'_> {
     fn alone(
         &self,
         branch: &Branch<'_>,
-        moments: &[Moments],
+        read: &[Read],
         (gate, groups): (&ChannelGateSpec, usize),
         weights: &Tensors,
     ) -> Result<Tensors> {
         let (mut thinned, kept) = (weights.clone(), groups * gate.group_size);
-        for (space, moments) in branch.spaces.iter().zip(moments) {
+        for (space, Read { moments, ridge }) in branch.spaces.iter().zip(read) {
             let mut reader = branch.reader(space, weights)?;
-            let wanted = &moments.gram * &reader.matrix;
             reader.drop_inputs(kept);
-            reader.matrix = kept_alone(&moments.gram, &wanted, &reader, kept)?;
+            reader.matrix = solve(moments, &reader, kept, *ridge)?;
             reader.store(&mut thinned)?;
         }
         branch.mask(gate.point, kept, &mut thinned)?;
         Ok(thinned)
     }
 
-    /// Of what the last convolution behind each space of channels reads.
-    fn moments(&self, branch: &Branch<'_>, inputs: &[Map]) -> Result<Vec<Moments>> {
-        let mut all: Vec<Moments> = Vec::new();
+    /// On what the convolution behind each space of channels reads, and what it makes of that.
+    fn evidence(&self, branch: &Branch<'_>, inputs: &[Map]) -> Result<Vec<Evidence>> {
+        let mut all: Vec<Evidence> = Vec::new();
         for (number, map) in inputs.iter().enumerate() {
             let inner = branch.inner(map)?;
             for (i, space) in branch.spaces.iter().enumerate() {
                 let sampling = Sampling { conv: &branch.block.convs[space.end], seed: number as u64 };
                 let rows = sampling.features(&self.maps.leave(&inner[space.end - 1])?)?;
                 if all.len() == i {
-                    all.push(Moments::new(rows.columns()));
+                    all.push(Evidence::new(rows.columns()));
                 }
-                all[i].add(&rows, None);
+                all[i].add(number, &rows, None);
             }
         }
         Ok(all)
     }
 
-    /// Puts the channels that are removed last in front, in weights and moments.
-    fn sort(&self, branch: &Branch<'_>, moments: &mut [Moments], weights: &mut Tensors) -> Result<()> {
-        for (space, moments) in branch.spaces.iter().zip(moments) {
+    /// Puts the channels that are removed last in front, in weights and in what is read.
+    fn sort(&self, branch: &Branch<'_>, evidence: Vec<Evidence>, weights: &mut Tensors) -> Result<Vec<Read>> {
+        let mut read = Vec::new();
+        for (space, mut evidence) in branch.spaces.iter().zip(evidence) {
             let reader = branch.reader(space, weights)?;
-            let mut order = removal_order(&moments.gram, &reader)?;
+            evidence.want(&reader.matrix);
+            // Half of the channels stand for any number of them.
+            let (mut half, some) = (branch.reader(space, weights)?, reader.channels() / 2);
+            half.drop_inputs(some);
+            let ridge = best_ridge(&evidence, &half, some)?;
+            let mut moments = evidence.fitted;
+            let mut order = removal_order(&moments.gram, &reader, ridge)?;
             order.reverse();
             moments.sort(&order, reader.taps());
             branch.sort(space, &order, weights)?;
+            read.push(Read { moments, ridge });
         }
-        Ok(())
+        // The outputs of a reader have changed places too, where they are a space of their own.
+        for (space, Read { moments, .. }) in branch.spaces.iter().zip(&mut read) {
+            moments.want(&branch.reader(space, weights)?.matrix);
+        }
+        Ok(read)
     }
 
     /// Solves for the weights, block by block, on what the thinned network hands on.
@@ -214,6 +237,7 @@ impl Thinner<'_> {
         let network = self.network(weights)?;
         let taught = self.batches.iter().map(|batch| network.first_map(batch));
         let mut taught = taught.collect::<Result<Vec<_>>>()?;
+        let judge = self.judge(&network, &taught)?;
         let mut thinned = taught.clone();
         for (index, block) in self.spec.blocks.iter().enumerate() {
             let teacher = self.branch(block, weights)?;
@@ -223,18 +247,33 @@ impl Thinner<'_> {
                 teacher.mask(gate.point, kept, &mut masked)?;
                 for space in &teacher.spaces {
                     let student = self.branch(block, &masked)?;
-                    let moments = self.on_thinned((&teacher, &taught), (&student, &thinned), space.end)?;
-                    let mut reader = teacher.reader(space, weights)?;
-                    reader.drop_inputs(kept);
-                    reader.matrix = kept_alone(&moments.gram, &moments.cross, &reader, kept)?;
-                    reader.store(weights)?;
+                    let evidence = self.on_thinned((&teacher, &taught), (&student, &thinned), space.end)?;
+                    let mut start = teacher.reader(space, weights)?;
+                    start.drop_inputs(kept);
+                    let with = |moments: &Moments, ridge: f64| {
+                        let mut reader = teacher.reader(space, weights)?;
+                        reader.matrix = solve(moments, &start, kept, ridge)?;
+                        let mut solved = weights.clone();
+                        reader.store(&mut solved)?;
+                        anyhow::Ok(solved)
+                    };
+                    // Where the block ends it is the answer that counts.
+                    let ridge = match space.end + 1 == block.convs.len() {
+                        true => least(|ridge| {
+                            let mut solved = with(&evidence.fitted, ridge)?;
+                            teacher.mask(gate.point, kept, &mut solved)?;
+                            judge.lost(&self.network(&solved)?, index, &thinned)
+                        })?,
+                        false => best_ridge(&evidence, &start, kept)?,
+                    };
+                    *weights = with(&evidence.into_all(), ridge)?;
                     masked.clone_from(weights);
                     teacher.mask(gate.point, kept, &mut masked)?;
                 }
             }
             let student = self.branch(block, &masked)?;
-            thinned = thinned.iter().map(|map| student.run(map)).collect::<Result<_>>()?;
-            taught = taught.iter().map(|map| teacher.run(map)).collect::<Result<_>>()?;
+            on(&student, &mut thinned)?;
+            on(&teacher, &mut taught)?;
             see((index + 1) as f64 / gates.len() as f64);
         }
         Ok(())
@@ -247,8 +286,8 @@ impl Thinner<'_> {
         (teacher, taught): (&Branch<'_>, &[Map]),
         (student, thinned): (&Branch<'_>, &[Map]),
         reader: usize,
-    ) -> Result<Moments> {
-        let mut moments: Option<Moments> = None;
+    ) -> Result<Evidence> {
+        let mut evidence: Option<Evidence> = None;
         for (number, (taught, thinned)) in taught.iter().zip(thinned).enumerate() {
             let sampling = Sampling { conv: &teacher.block.convs[reader], seed: number as u64 };
             let rows = sampling.features(&self.maps.leave(&student.inner(thinned)?[reader - 1])?)?;
@@ -260,10 +299,36 @@ impl Thinner<'_> {
                     wanted.add(-1.0, &sampling.values(&student)?);
                 }
             }
-            let moments = moments.get_or_insert_with(|| Moments::new(rows.columns()));
-            moments.add(&rows, Some(&wanted));
+            let evidence = evidence.get_or_insert_with(|| Evidence::new(rows.columns()));
+            evidence.add(number, &rows, Some(&wanted));
         }
-        moments.context("no images")
+        evidence.context("no images")
+    }
+}
+
+/// From what a block reads to what it hands on, map by map: two copies of all of them would need much memory.
+fn on(branch: &Branch<'_>, maps: &mut [Map]) -> Result<()> {
+    for map in maps {
+        *map = branch.run(map)?;
+    }
+    Ok(())
+}
+
+/// Images and what the network answers.
+struct Judge {
+    /// By number of the batch.
+    answers: Vec<(usize, Tensor)>,
+    images: usize,
+}
+
+impl Judge {
+    /// Mean Kullback–Leibler divergence of `network`'s answers from the right ones, where block `index` gets `inputs`.
+    fn lost(&self, network: &MaskedNetwork, index: usize, inputs: &[Map]) -> Result<f64> {
+        let mut sum = 0.0;
+        for (number, answer) in &self.answers {
+            sum += divergence(&network.logits_from(index, &inputs[*number])?, answer)?;
+        }
+        Ok(sum / self.images as f64)
     }
 }
 

@@ -2,15 +2,64 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use faer::{Mat, MatRef};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, MatRef, get_global_parallelism, unzip, zip};
 use laud_models::ConvSpec;
 
+use super::solve::pick;
 use crate::random::Random;
 
 /// Output positions of an image that are looked at, at most.
 const POSITIONS: usize = 128;
 
-/// Sums over rows: of a convolution's inputs with one another, and with what it should compute.
+/// Every so many-th batch of images is one that weights are judged on.
+const JUDGES: usize = 5;
+
+/// Whether the images of this batch, of several, are those that weights are judged on instead of fitted to.
+pub(super) fn judges(batch: usize) -> bool {
+    batch % JUDGES == 1
+}
+
+/// Second moments over the images that weights are fitted to, and over those that they are judged on.
+pub(super) struct Evidence {
+    pub(super) fitted: Moments,
+    pub(super) judged: Moments,
+}
+
+impl Evidence {
+    pub(super) fn new(columns: usize) -> Self {
+        Self { fitted: Moments::new(columns), judged: Moments::new(columns) }
+    }
+
+    /// Adds rows of a batch; see [`Moments::add`].
+    pub(super) fn add(&mut self, batch: usize, rows: &Rows, wanted: Option<&Rows>) {
+        let to = if judges(batch) { &mut self.judged } else { &mut self.fitted };
+        to.add(rows, wanted);
+    }
+
+    /// See [`Moments::want`].
+    pub(super) fn want(&mut self, matrix: &Mat<f64>) {
+        self.fitted.want(matrix);
+        self.judged.want(matrix);
+    }
+
+    /// Over all images.
+    pub(super) fn into_all(mut self) -> Moments {
+        let (fitted, judged) = (self.fitted.count as f64, self.judged.count as f64);
+        let share = judged / (fitted + judged).max(1.0);
+        let mix = |to: &mut Mat<f64>, from: &Mat<f64>| {
+            zip!(to, from).for_each(|unzip!(to, from)| *to += share * (from - *to));
+        };
+        if judged > 0.0 {
+            mix(&mut self.fitted.gram, &self.judged.gram);
+            mix(&mut self.fitted.cross, &self.judged.cross);
+        }
+        self.fitted.count += self.judged.count;
+        self.fitted
+    }
+}
+
+/// Means over rows: of a convolution's inputs with one another, and with what it should compute.
 pub(super) struct Moments {
     /// `[d, d]`.
     pub(super) gram: Mat<f64>,
@@ -20,38 +69,66 @@ pub(super) struct Moments {
 }
 
 impl Moments {
-    pub(super) fn new(columns: usize) -> Self {
+    fn new(columns: usize) -> Self {
         Self { gram: Mat::zeros(columns, columns), cross: Mat::zeros(columns, 0), count: 0 }
     }
 
+    /// Whether there are no rows.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Takes the mean over all rows so far and these, `[r, d]`, and over what is wanted of them, `[r, o]`.
-    pub(super) fn add(&mut self, rows: &Rows, wanted: Option<&Rows>) {
+    fn add(&mut self, rows: &Rows, wanted: Option<&Rows>) {
         let count = rows.matrix().nrows();
-        let before = self.count as f64 / (self.count + count) as f64;
         self.count += count;
-        let share = 1.0 / self.count as f64;
-        let mix = |to: &mut Mat<f64>, with: &Rows| {
-            let product = rows.matrix().transpose() * with.matrix();
-            if to.ncols() < product.ncols() {
-                *to = Mat::zeros(product.nrows(), product.ncols());
-            }
-            for (to, more) in to.col_iter_mut().zip(product.col_iter()) {
-                to.iter_mut()
-                    .zip(more.iter())
-                    .for_each(|(to, &more)| *to = before * *to + share * f64::from(more));
-            }
+        let share = count as f64 / self.count as f64;
+        let each = 1.0 / count as f64;
+        let mix = |to: &mut Mat<f64>, product: &Mat<f32>| {
+            zip!(to, product).for_each(|unzip!(to, sum)| *to += share * (each * f64::from(*sum) - *to));
         };
-        mix(&mut self.gram, rows);
+        let rows = rows.matrix();
+        let columns = rows.ncols();
+        // Of a product that is its own mirror image one half is enough.
+        let mut product = Mat::<f32>::zeros(columns, columns);
+        let (half, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+        triangular::matmul(
+            &mut product,
+            half,
+            Accum::Replace,
+            rows.transpose(),
+            full,
+            rows,
+            full,
+            1.0,
+            get_global_parallelism(),
+        );
+        for j in 1..columns {
+            for i in 0..j {
+                product[(i, j)] = product[(j, i)];
+            }
+        }
+        mix(&mut self.gram, &product);
         if let Some(wanted) = wanted {
-            mix(&mut self.cross, wanted);
+            let product = rows.transpose() * wanted.matrix();
+            if self.cross.ncols() == 0 {
+                self.cross = Mat::zeros(columns, product.ncols());
+            }
+            mix(&mut self.cross, &product);
         }
     }
 
-    /// With channels, of `taps` columns each, in this order.
+    /// What is wanted is what `matrix` makes of the rows.
+    pub(super) fn want(&mut self, matrix: &Mat<f64>) {
+        self.cross = &self.gram * matrix;
+    }
+
+    /// With channels, of `taps` columns each, in this order; nothing is wanted of them any more.
     pub(super) fn sort(&mut self, order: &[usize], taps: usize) {
         let last = self.gram.ncols() - 1;
         let columns: Vec<usize> = order.iter().flat_map(|c| c * taps..(c + 1) * taps).chain([last]).collect();
-        self.gram = Mat::from_fn(last + 1, last + 1, |i, j| self.gram[(columns[i], columns[j])]);
+        self.gram = pick(self.gram.as_ref(), &columns, &columns);
+        self.cross = Mat::zeros(last + 1, 0);
     }
 }
 
@@ -62,6 +139,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    #[cfg(test)]
+    pub(super) fn of(rows: &Mat<f64>) -> Self {
+        let values = rows.row_iter().flat_map(|row| row.iter().map(|&x| x as f32).collect::<Vec<_>>());
+        Self { values: values.collect(), columns: rows.ncols() }
+    }
+
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
