@@ -6,9 +6,9 @@
 
 use forust_ml::{Matrix, gradientbooster::GradientBooster};
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
-use super::masks::{Columns, Masks, Place, ROWS};
+use super::masks::{Masks, Place, ROWS};
 use super::terms::Features;
 use crate::{Error, Result};
 
@@ -182,7 +182,7 @@ impl Boosted {
             };
             return (0..len).map(one).collect();
         };
-        let mut columns: Columns = [[0.0; ROWS]; _];
+        let mut columns: SmallVec<[[f32; ROWS]; 96]> = smallvec![[0.0; ROWS]; self.features];
         let mut complete = [false; ROWS];
         for i in 0..len {
             row.clear();
@@ -213,7 +213,7 @@ impl Boosted {
 struct AddUp<'a> {
     boosted: &'a Boosted,
     masks: &'a Masks,
-    columns: &'a Columns,
+    columns: &'a [[f32; ROWS]],
 }
 
 impl pulp::WithSimd for AddUp<'_> {

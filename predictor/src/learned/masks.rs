@@ -7,11 +7,6 @@
 /// Rows that are asked about at once.
 pub(crate) const ROWS: usize = 32;
 
-/// Features that rows can have.
-const FEATURES: usize = 128;
-/// Rows, `[feature][row]`.
-pub(super) type Columns = [[f32; ROWS]; FEATURES];
-
 /// Most leaves of a tree: the bits of a mask.
 const LEAVES: usize = u32::BITS as usize;
 
@@ -47,8 +42,7 @@ pub(super) enum Place {
 }
 
 impl Masks {
-    /// Trees that start at `roots`, node by node; `None` when one has more than 32 leaves or asks about more features than
-    /// [`Columns`] has.
+    /// Trees that start at `roots`, node by node; `None` when one has more than 32 leaves.
     pub(super) fn new(roots: impl Iterator<Item = usize>, place: impl Fn(usize) -> Place) -> Option<Self> {
         let mut masks = Self::default();
         for root in roots {
@@ -64,7 +58,6 @@ impl Masks {
     fn add(&mut self, node: usize, values: &mut Vec<f32>, place: &impl Fn(usize) -> Place) -> Option<()> {
         match place(node) {
             Place::Leaf(value) => values.push(value),
-            Place::Split { feature, .. } if usize::from(feature) >= FEATURES => return None,
             Place::Split { feature, threshold, left, right } => {
                 let at = self.splits.len();
                 self.splits.push(Split { threshold, feature, keeps: 0 });
@@ -79,14 +72,14 @@ impl Masks {
         (values.len() <= LEAVES).then_some(())
     }
 
-    /// Hands `each` what the trees predict for the rows of `columns`, tree by tree.
+    /// Hands `each` what the trees predict for the rows of `columns`, `[feature][row]`, tree by tree.
     #[inline(always)]
-    pub(super) fn leaves(&self, columns: &Columns, mut each: impl FnMut([f32; ROWS])) {
+    pub(super) fn leaves(&self, columns: &[[f32; ROWS]], mut each: impl FnMut([f32; ROWS])) {
         let mut split = 0;
         for tree in &self.trees {
             let mut left = [u32::MAX; ROWS];
             for &Split { threshold, feature, keeps } in &self.splits[split..tree.splits] {
-                let column = &columns[usize::from(feature) % FEATURES];
+                let column = &columns[usize::from(feature)];
                 for (left, &x) in left.iter_mut().zip(column) {
                     *left &= if x >= threshold { keeps } else { u32::MAX };
                 }
@@ -134,7 +127,7 @@ mod tests {
                 let expected: [f32; ROWS] = std::array::from_fn(|row| (first + row) as f32);
                 let x = if to_the_right { expected } else { expected.map(|leaf| -leaf) };
                 let mut answers = Vec::new();
-                masks.leaves(&[x; FEATURES], |leaves| answers.push(leaves));
+                masks.leaves(&[x], |leaves| answers.push(leaves));
                 assert_eq!(answers, [expected]);
             }
             assert!(comb(LEAVES + 1, to_the_right).is_none());
