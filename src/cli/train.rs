@@ -248,11 +248,13 @@ impl Train {
             let batches = batches.map(|numbers| images(&data, numbers, &model.spec.input));
             let batches = batches.collect::<Result<Vec<_>>>()?;
             let terminal = std::io::stderr().is_terminal();
-            thin(&model.spec, &mut weights, &maps, &batches, (&cost, target), |done| {
+            let see = |done: f64| {
                 if terminal {
                     eprint!("\r[{:<30}] thinning   ", "#".repeat((30.0 * done) as usize));
                 }
-            })?;
+            };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("--threads")?;
+            pool.install(|| thin(&model.spec, &mut weights, &maps, &batches, (&cost, target), see))?;
             if terminal {
                 eprint!("\r{:90}\r", "");
             }

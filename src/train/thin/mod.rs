@@ -50,7 +50,8 @@ type Tensors = HashMap<String, Tensor>;
 /// images keep the same groups, the first ones; and the convolutions that read them make up for those that are dropped.
 ///
 /// Blocks with squeeze-excitation or grouped convolutions (other than a depthwise one behind another convolution) keep
-/// everything. `see` is told the share of the work that is done.
+/// everything. `see` is told the share of the work that is done. Linear algebra takes the threads of the rayon pool that this
+/// is called in.
 ///
 /// # Errors
 /// No images, no block that can be thinned, a target below what is left with one group a block.
