@@ -244,9 +244,8 @@ impl OpModel {
             seed: options.seed,
         };
         let settings = Settings { growth, coverage: options.coverage.clamp(0.0, 1.0), session: None };
-        let amounts = samples
-            .iter()
-            .map(|sample| (Work::of(&sample.workload, facts).amounts.to_vec(), sample.median_ns));
+        let amounts =
+            samples.iter().map(|sample| (Work::of(&sample.workload, facts).amounts, sample.median_ns));
         let rough = nnls::relative(&amounts.collect::<Vec<_>>());
         let rows: Vec<Row> = samples
             .iter()
@@ -255,7 +254,7 @@ impl OpModel {
                 let mut features = Features::new();
                 terms::features(&sample.workload, facts, &amounts, &rough, &mut features);
                 let features = features.iter().map(|&x| x.into()).collect();
-                Row { terms: amounts.to_vec(), features, ns: sample.median_ns }
+                Row { terms: amounts, features, ns: sample.median_ns }
             })
             .collect();
         let regression = Regression::fit(&rows, &settings)?;

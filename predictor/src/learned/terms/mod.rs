@@ -7,6 +7,8 @@ mod gather_gemm;
 mod pooling;
 mod simple;
 
+use std::iter::repeat_n;
+
 use smallvec::SmallVec;
 
 use super::Parts;
@@ -32,19 +34,15 @@ pub(super) enum Kind {
     Launch,
 }
 
-/// Amounts of work of one call.
-pub(super) type Amounts = SmallVec<[f64; 64]>;
 /// What the rest may depend on.
-pub(super) type Features = SmallVec<[f32; 96]>;
-
-/// Kinds of the amounts of one call.
-type Kinds = SmallVec<[Kind; 64]>;
+pub(super) type Features = Vec<f32>;
 
 /// What one call does: amounts of work under their kinds; calls of one kernel have the same number of them.
 pub(super) struct Work {
     op: Op,
-    pub(super) amounts: Amounts,
-    kinds: Kinds,
+    pub(super) amounts: Vec<f64>,
+    /// How many amounts in a row are of one kind.
+    kinds: SmallVec<[(Kind, usize); 8]>,
 }
 
 impl Work {
@@ -62,16 +60,21 @@ impl Work {
         fill(workload, facts, self);
     }
 
-    fn add(&mut self, kind: Kind, amounts: &[f64]) {
+    fn add<const N: usize>(&mut self, kind: Kind, amounts: &[f64; N]) {
         self.amounts.extend_from_slice(amounts);
-        self.kinds.extend(std::iter::repeat_n(kind, amounts.len()));
+        self.kinds.push((kind, N));
+    }
+
+    /// Which part, in the order of [`Parts`], each amount belongs to.
+    fn part_indices(&self) -> impl Iterator<Item = usize> {
+        self.kinds.iter().flat_map(|&(kind, count)| repeat_n(part(self.op, kind), count))
     }
 
     /// Times of the amounts, by the parts they belong to.
     pub(super) fn parts(&self, coefficients: &[f64]) -> Parts {
         let mut ns = [0.0; 6];
-        for ((&kind, amount), each) in self.kinds.iter().zip(&self.amounts).zip(coefficients) {
-            ns[part(self.op, kind)] += amount * each;
+        for ((part, amount), each) in self.part_indices().zip(&self.amounts).zip(coefficients) {
+            ns[part] += amount * each;
         }
         let [compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns] = ns;
         Parts { compute_ns, memory_ns, gather_ns, gate_ns, compaction_ns, launch_ns }
@@ -80,7 +83,7 @@ impl Work {
 
 impl Default for Work {
     fn default() -> Self {
-        Self { op: Op::Overhead, amounts: Amounts::new(), kinds: Kinds::new() }
+        Self { op: Op::Overhead, amounts: Vec::new(), kinds: SmallVec::new() }
     }
 }
 
@@ -91,8 +94,7 @@ pub(super) fn count(op: Op, facts: &DeviceFacts) -> usize {
 
 /// Which part, in the order of [`Parts`], each of a kernel's amounts belongs to.
 pub(super) fn part_indices(op: Op, facts: &DeviceFacts) -> Vec<usize> {
-    let kinds = Work::of(&Workload::new(op, 1, 1, 1, 1), facts).kinds;
-    kinds.into_iter().map(|kind| part(op, kind)).collect()
+    Work::of(&Workload::new(op, 1, 1, 1, 1), facts).part_indices().collect()
 }
 
 /// All that a gate does is its own part, and so is compaction.
@@ -133,7 +135,8 @@ pub(super) fn features(
     let analytic_ns: f64 = times().sum();
     let sizes = Sizes::of(w, facts);
     let depth = sizes.taps * w.c_in_active / f64::from(w.groups);
-    let log = |value: f64| value.max(1e-3).ln() as f32;
+    // Most batches and groups are ones: no logarithm for them.
+    let log = |value: f64| if value == 1.0 { 0.0 } else { value.max(1e-3).ln() as f32 };
     let flag = |is: bool| f32::from(u8::from(is));
     let tile_rows = f64::from(facts.tile_rows);
     let tile_columns = f64::from(facts.tile_columns);
