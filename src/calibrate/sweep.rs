@@ -171,20 +171,43 @@ impl Random {
     /// A kernel call of sizes that networks have, log-uniform.
     fn workload(&mut self, range: &Range) -> Workload {
         let op = match self.uniform() {
-            u if u < 0.50 => Op::GatherGemm,
+            u if u < 0.03 => return self.stem(range),
+            u if u < 0.51 => Op::GatherGemm,
             u if u < 0.64 => Op::Depthwise,
             u if u < 0.74 => Op::SqueezeExcite,
-            u if u < 0.80 => Op::MeanPool,
-            u if u < 0.86 => Op::PatchGate,
-            u if u < 0.92 => Op::Linear,
-            u if u < 0.98 => Op::Compact,
-            _ => Op::PadChannels,
+            u if u < 0.79 => Op::MeanPool,
+            u if u < 0.84 => Op::PatchGate,
+            u if u < 0.90 => Op::Linear,
+            u if u < 0.95 => Op::Compact,
+            u if u < 0.98 => Op::PadChannels,
+            _ => Op::MaxPool,
         };
         loop {
             let workload = self.of(op, range);
             let fits = workload.macs() < range.macs && largest(&workload) < range.values;
             if fits && workload.check().is_ok() {
                 return workload;
+            }
+        }
+    }
+
+    /// What happens to images alone: they get a border, or the first convolution reads them with it.
+    fn stem(&mut self, range: &Range) -> Workload {
+        let (kernel, stride) = self.pick(&[(3, 1), (3, 2), (3, 2), (7, 2), (7, 2)]);
+        let c = self.pick(&[1, 3, 3, 3]);
+        let convolution = self.uniform() < 0.6;
+        loop {
+            let side = self.log(16.0, 512.0).round() as u32;
+            let (bordered, output) = (side + kernel - 1, side / stride);
+            let w = if convolution {
+                let w = Workload::new(Op::GatherGemm, output, output, c, self.channels(16.0, 96.0));
+                Workload { in_h: bordered, in_w: bordered, kernel, stride, ..w }
+            } else {
+                let w = Workload::new(Op::FromNchw, bordered, bordered, c, c);
+                Workload { in_h: side, in_w: side, ..w }
+            };
+            if w.macs() < range.macs && largest(&w) < range.values {
+                return w;
             }
         }
     }
@@ -219,6 +242,10 @@ impl Random {
             }
             Op::Linear => {
                 (w.in_h, w.in_w, w.out_h, w.out_w) = (1, 1, 1, 1);
+            }
+            Op::MaxPool => {
+                (w.kernel, w.stride) = (self.pick(&[2, 3, 3]), 2);
+                w.c_out = w.c_in;
             }
             _ => {
                 w.stride = self.pick(&[1, 2]);
@@ -272,6 +299,8 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -282,10 +311,11 @@ mod tests {
             workload.check().unwrap_or_else(|error| panic!("{workload}: {error}"));
         }
         assert_eq!(workloads, sweep(DeviceKind::Cpu, &[1, 2], 500, 3).unwrap());
-        for op in [Op::GatherGemm, Op::Depthwise, Op::SqueezeExcite, Op::MeanPool, Op::PatchGate, Op::Linear]
-        {
-            assert!(workloads.iter().any(|workload| workload.op == op), "{op}");
+        for op in Op::ALL.into_iter().filter(|op| timed(*op)) {
+            assert!(workloads.iter().filter(|workload| workload.op == op).count() >= 20, "{op}");
         }
+        let stems = workloads.iter().filter(|workload| workload.reads_image());
+        assert!(stems.map(|stem| (stem.kernel, stem.in_h)).collect::<HashSet<_>>().len() > 10);
         let listed = |w: &&Workload| w.c_in_listed && w.c_out_listed;
         assert!(workloads.iter().filter(listed).count() > 50);
     }
