@@ -130,7 +130,7 @@ fn image_in<E: Element>(side: usize, c: usize) -> Row<'static> {
         call: Box::new(move |team| {
             let (input, output) = (&x[..], &mut y[..]);
             let call = FromNchw { batch: 1, c, image, border, bordered, input, output };
-            layout::from_nchw(team, call).expect("operands fit");
+            layout::from_nchw(Isa::detect(), team, call).expect("operands fit");
         }),
     }
 }

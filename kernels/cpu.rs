@@ -2,7 +2,7 @@ use crate::buffer::Arena;
 use crate::compact::{self, Branch, BranchRows, ListChannels};
 use crate::depthwise::{self, Depthwise};
 use crate::error::require;
-use crate::gate::{self, Account, Decide, Linear, Most, PatchGate};
+use crate::gate::{self, Account, Decide, Linear, LinearWeights, Most, PatchGate};
 use crate::gather_gemm::{Filter, FilterSpec, GatherGemm, Scratch};
 use crate::layout::{self, FromNchw};
 use crate::max_pool::MaxPool;
@@ -70,7 +70,7 @@ impl<E: Element> Backend for Cpu<E> {
     type Depthwise = depthwise::Filter;
     type SqueezeExcite = Weights;
     type PatchGate = PatchGate;
-    type Linear = Linear;
+    type Linear = LinearWeights;
     type Scratch = CpuScratch<E>;
     type Queue<'q> = CpuQueue<'q, E>;
 
@@ -122,8 +122,8 @@ impl<E: Element> Backend for Cpu<E> {
         Ok(gate)
     }
 
-    fn linear_weights(&self, layer: Linear) -> Result<Linear> {
-        Ok(layer)
+    fn linear_weights(&self, layer: Linear) -> Result<LinearWeights> {
+        LinearWeights::pack_in(&layer, |len, what| self.arena.zeroed(len, what))
     }
 
     fn scratch(&self) -> Result<CpuScratch<E>> {
@@ -292,7 +292,7 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn linear(
         queue: &mut CpuQueue<'_, E>,
-        layer: &Linear,
+        layer: &LinearWeights,
         batch: usize,
         input: &Vec<f32>,
         output: &mut Vec<f32>,
@@ -333,7 +333,11 @@ impl<E: Element> Backend for Cpu<E> {
     fn from_nchw(queue: &mut CpuQueue<'_, E>, call: FromNchw<'_, Buffer<E>, &[f32]>) -> Result<()> {
         let FromNchw { batch, c, image, border, bordered, input, output } = call;
         let output = output.as_mut_slice();
-        layout::from_nchw(queue.team, FromNchw { batch, c, image, border, bordered, input, output })
+        layout::from_nchw(
+            queue.isa,
+            queue.team,
+            FromNchw { batch, c, image, border, bordered, input, output },
+        )
     }
 
     fn to_nchw(

@@ -1,6 +1,6 @@
 use super::{Linear, PatchGate, cell};
 use crate::simd::{Simd, dispatch};
-use crate::{Disjoint, Element, Error, Extent, Isa, PartSums, Result, Team};
+use crate::{Buffer, Disjoint, Element, Error, Extent, Isa, PartSums, Result, Team};
 use std::ops::Range;
 
 /// Margins of every cell: `[batch, grid.h, grid.w]`. `input` holds `batch` maps of size `map`, all pixels.
@@ -101,7 +101,7 @@ fn cells_of_line_set<S: Simd, E: Element>(
 fn dots<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
     let c = b.len();
     let quads = a.chunks_exact(4 * c);
-    let mut total = quads.remainder().chunks_exact(c).map(|a| dot::<S, E>(a, b)).sum();
+    let mut total = quads.remainder().chunks_exact(c).map(|a| dot::<S, E, 1>([a], b, 0)[0]).sum();
     // SAFETY: reads stay below `4 · c` of a quad and `c` of `b`; `dispatch` vouches for the instruction set.
     unsafe {
         let mut sums = [S::splat(0.0); 4];
@@ -127,36 +127,94 @@ fn dots<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
     total
 }
 
-/// `Σ a·b`, in four interleaved partial sums.
+/// `Σ a·b` for every `a`, each in four interleaved partial sums. `b` is asked for so many values ahead.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    let (a, b) = (a.as_ptr(), b.as_ptr());
-    // SAFETY: reads stay below `len` of both slices; `dispatch` vouches for the instruction set.
+fn dot<S: Simd, E: Element, const N: usize>(a: [&[E]; N], b: &[f32], ahead: usize) -> [f32; N] {
+    let len = a.iter().map(|a| a.len()).fold(b.len(), usize::min);
+    let (a, b) = (a.map(<[E]>::as_ptr), b.as_ptr());
+    // SAFETY: reads stay below `len` of all slices, and what is asked for is not read; `dispatch` vouches for the
+    // instruction set.
     unsafe {
-        let mut sums = [S::splat(0.0); 4];
+        let mut sums = [[S::splat(0.0); 4]; N];
         let mut at = 0;
         while at + 4 * S::LANES <= len {
-            for (j, sum) in sums.iter_mut().enumerate() {
+            for j in 0..4 {
                 let from = at + j * S::LANES;
-                *sum = S::fma(S::load(a.add(from)), S::load_f32(b.add(from)), *sum);
+                let weight = S::load_f32(b.add(from));
+                S::prefetch(b.wrapping_add(from + ahead).cast());
+                for (sums, a) in sums.iter_mut().zip(a) {
+                    sums[j] = S::fma(S::load(a.add(from)), weight, sums[j]);
+                }
             }
             at += 4 * S::LANES;
         }
         while at < len {
             let n = S::LANES.min(len - at);
-            sums[0] = S::fma(S::load_first(a.add(at), n), S::load_first(b.add(at), n), sums[0]);
+            let weight = S::load_first(b.add(at), n);
+            for (sums, a) in sums.iter_mut().zip(a) {
+                sums[0] = S::fma(S::load_first(a.add(at), n), weight, sums[0]);
+            }
             at += n;
         }
-        S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+        sums.map(|[a, b, c, d]| S::sum(S::add(S::add(a, b), S::add(c, d))))
     }
 }
+
+/// A fully connected layer's weights.
+pub struct LinearWeights {
+    /// `[c_out, c_in]`.
+    weight: Buffer<f32>,
+    bias: Vec<f32>,
+    relu: bool,
+}
+
+impl LinearWeights {
+    /// Weights of `layer`.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn pack(layer: &Linear) -> Result<Self> {
+        Self::pack_in(layer, Buffer::zeroed)
+    }
+
+    /// As [`pack`](Self::pack), into memory that `zeroed` gives.
+    pub(crate) fn pack_in(
+        layer: &Linear,
+        zeroed: impl FnOnce(usize, &str) -> Result<Buffer<f32>>,
+    ) -> Result<Self> {
+        let mut weight = zeroed(layer.weight.len(), "weights of a fully connected layer")?;
+        weight.as_mut_slice().copy_from_slice(&layer.weight);
+        Ok(Self { weight, bias: layer.bias.clone(), relu: layer.relu })
+    }
+
+    /// Input features.
+    pub fn c_in(&self) -> usize {
+        self.weight.len() / self.bias.len()
+    }
+
+    /// Output features.
+    pub fn c_out(&self) -> usize {
+        self.bias.len()
+    }
+}
+
+/// Weights of a piece of a layer: less is not worth waking anybody.
+const PIECE_WEIGHTS: usize = 65536;
+/// Weights come from far away and are used once. They are asked for a page ahead: what the processor does on its own ends
+/// with the page.
+const AHEAD: usize = 1024;
 
 /// `output[n] = relu?(weight · input[n] + bias)` for every row of `input`.
 ///
 /// # Errors
 /// When an operand's size does not fit the layer.
-pub fn linear(isa: Isa, team: &mut Team, layer: &Linear, input: &[f32], output: &mut [f32]) -> Result<()> {
+pub fn linear(
+    isa: Isa,
+    team: &mut Team,
+    layer: &LinearWeights,
+    input: &[f32],
+    output: &mut [f32],
+) -> Result<()> {
     let (c_in, c_out) = (layer.c_in(), layer.c_out());
     let batch = input.len() / c_in;
     if input.len() != batch * c_in || output.len() != batch * c_out {
@@ -169,25 +227,46 @@ pub fn linear(isa: Isa, team: &mut Team, layer: &Linear, input: &[f32], output: 
             geometry,
         });
     }
-    // Small layers are not worth waking anybody.
-    let pieces = (batch * layer.weight.len() / 65536 + 1).min(4 * team.threads()).min(c_out);
+    let weight = layer.weight.as_slice();
+    let pieces = (batch * weight.len() / PIECE_WEIGHTS + 1).min(4 * team.threads()).min(c_out);
     let output = Disjoint::new(output);
     team.for_each(pieces, |piece, _| {
         for o in c_out * piece / pieces..c_out * (piece + 1) / pieces {
-            for n in 0..batch {
-                let sum = layer.bias[o]
-                    + dot_of::<f32>(isa, &input[n * c_in..(n + 1) * c_in], &layer.weight[o * c_in..]);
-                // SAFETY: feature `o` is one piece's.
-                unsafe {
-                    output.slice(n * c_out + o..n * c_out + o + 1)[0] =
-                        if layer.relu { sum.max(0.0) } else { sum }
-                };
+            let weight = &weight[o * c_in..(o + 1) * c_in];
+            for (several, input) in input.chunks(SAMPLES * c_in).enumerate() {
+                let ahead = if several == 0 { AHEAD } else { 0 };
+                let sums = samples::<f32>(isa, input, weight, ahead);
+                for (i, sum) in sums.into_iter().enumerate().take(input.len() / c_in) {
+                    let sum = layer.bias[o] + sum;
+                    let at = (several * SAMPLES + i) * c_out + o;
+                    // SAFETY: feature `o` is one piece's.
+                    let output = unsafe { output.slice(at..at + 1) };
+                    output[0] = if layer.relu { sum.max(0.0) } else { sum };
+                }
             }
         }
     });
     Ok(())
 }
 
+/// Samples that meet a weight when it is read.
+const SAMPLES: usize = 4;
+
 dispatch! {
-    fn dot_of<E>(a: &[E], b: &[f32]) -> f32 = dot
+    /// `Σ input·weight` of up to [`SAMPLES`] samples.
+    fn samples<E>(input: &[E], weight: &[f32], ahead: usize) -> [f32; SAMPLES] = samples_set
+}
+
+#[inline(always)]
+fn samples_set<S: Simd, E: Element>(input: &[E], weight: &[f32], ahead: usize) -> [f32; SAMPLES] {
+    let c = weight.len();
+    let sample = |i: usize| &input[i * c..(i + 1) * c];
+    if input.len() == SAMPLES * c {
+        return dot::<S, E, SAMPLES>(std::array::from_fn(sample), weight, ahead);
+    }
+    let mut sums = [0.0; SAMPLES];
+    for (i, sum) in sums.iter_mut().enumerate().take(input.len() / c) {
+        [*sum] = dot::<S, E, 1>([sample(i)], weight, if i == 0 { ahead } else { 0 });
+    }
+    sums
 }

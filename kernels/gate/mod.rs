@@ -15,7 +15,7 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
-pub use cpu::{linear, patch};
+pub use cpu::{LinearWeights, linear, patch};
 
 use crate::error::require;
 use crate::{Element, Error, Extent, Result};

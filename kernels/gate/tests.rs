@@ -49,19 +49,29 @@ fn patch_margins_equal_the_reference() {
 fn linear_layers_equal_the_reference() {
     let mut random = Random(6);
     for (c_in, c_out, batch, relu) in
-        [(64, 16, 1, true), (2048, 1024, 2, false), (7, 3, 3, true), (1, 1, 1, false)]
+        [(64, 16, 1, true), (2048, 1024, 2, false), (7, 3, 3, true), (1, 1, 1, false), (130, 9, 11, true)]
     {
         let layer = Linear::new(random.values(c_in * c_out), random.values(c_out), relu).unwrap();
         let input = random.values(batch * c_in);
         let (mut want, mut got) = (vec![0.0; batch * c_out], vec![0.0; batch * c_out]);
         reference_linear(&layer, &input, &mut want);
+        let weights = LinearWeights::pack(&layer).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         for isa in Isa::available() {
-            Team::scope(Some(&pool), |team| linear(isa, team, &layer, &input, &mut got)).unwrap();
+            Team::scope(Some(&pool), |team| linear(isa, team, &weights, &input, &mut got)).unwrap();
             assert!(worst(&got, &want, 1.0) < 1e-4, "{c_in} → {c_out} on {}", isa.name());
+            // Alone a sample gets the same bits as among others.
+            let mut alone = vec![0.0; c_out];
+            let last = &input[(batch - 1) * c_in..];
+            Team::scope(None, |team| linear(isa, team, &weights, last, &mut alone)).unwrap();
+            assert_eq!(alone, got[(batch - 1) * c_out..]);
+            if batch > 4 {
+                Team::scope(None, |team| linear(isa, team, &weights, &input[..c_in], &mut alone)).unwrap();
+                assert_eq!(alone, got[..c_out]);
+            }
         }
         assert!(
-            Team::scope(None, |team| linear(Isa::detect(), team, &layer, &input, &mut got[1..])).is_err()
+            Team::scope(None, |team| linear(Isa::detect(), team, &weights, &input, &mut got[1..])).is_err()
         );
     }
     assert!(Linear::new(vec![0.0; 7], vec![0.0; 2], false).is_err());

@@ -5,10 +5,13 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::require;
-use crate::{Disjoint, Element, Error, Extent, Result, Team};
+use crate::simd::{Simd, dispatch};
+use crate::{Disjoint, Element, Error, Extent, Isa, Result, Team};
 
 /// Planes that are written together: a cache line of every pixel.
 const PLANES: usize = 16;
+/// Chunks for each thread, so that a thread that is held up does not hold up the others.
+const CHUNKS_PER_THREAD: usize = 4;
 /// Pixels whose channels stay in the first-level cache while the planes take theirs.
 const PIXELS: usize = 64;
 
@@ -50,30 +53,55 @@ impl<T: ?Sized, I> FromNchw<'_, T, I> {
 ///
 /// # Errors
 /// When an operand is too small or the image does not fit its border.
-pub fn from_nchw<E: Element>(team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
+pub fn from_nchw<E: Element>(isa: Isa, team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
     call.check(call.input.len(), call.output.len(), call.c)?;
     let FromNchw { batch, c, image, border, bordered, input, output } = call;
     if [batch, c, bordered.h, bordered.w].contains(&0) {
         return Ok(());
     }
     let (line, zero) = (bordered.w * c, E::from_f32(0.0));
+    let lines = batch * bordered.h;
+    let chunks = lines.min(CHUNKS_PER_THREAD * team.threads());
     let output = Disjoint::new(output);
-    team.for_each(batch * bordered.h, |row, _| {
-        let (n, y) = (row / bordered.h, row % bordered.h);
-        // SAFETY: every line is one chunk's.
-        let out = unsafe { output.slice(row * line..(row + 1) * line) };
-        let Some(y) = y.checked_sub(border.h).filter(|&y| y < image.h) else { return out.fill(zero) };
-        out[..border.w * c].fill(zero);
-        out[(border.w + image.w) * c..].fill(zero);
-        let inner = &mut out[border.w * c..(border.w + image.w) * c];
-        for channel in 0..c {
-            let plane = &input[((n * c + channel) * image.h + y) * image.w..][..image.w];
-            for (pixel, &value) in inner.chunks_exact_mut(c).zip(plane) {
-                pixel[channel] = E::from_f32(value);
-            }
+    team.for_each(chunks, |chunk, _| {
+        for row in lines * chunk / chunks..lines * (chunk + 1) / chunks {
+            let (n, y) = (row / bordered.h, row % bordered.h);
+            // SAFETY: every line is one chunk's.
+            let out = unsafe { output.slice(row * line..(row + 1) * line) };
+            let Some(y) = y.checked_sub(border.h).filter(|&y| y < image.h) else {
+                out.fill(zero);
+                continue;
+            };
+            out[..border.w * c].fill(zero);
+            out[(border.w + image.w) * c..].fill(zero);
+            let planes = &input[n * c * image.pixels() + y * image.w..];
+            mix(isa, planes, image, c, &mut out[border.w * c..(border.w + image.w) * c]);
         }
     });
     Ok(())
+}
+
+dispatch! {
+    /// Writes a line of pixels of `c` channels, the planes of which start where `planes` does.
+    fn mix<E>(planes: &[f32], image: Extent, c: usize, line: &mut [E]) = mix_set
+}
+
+#[inline(always)]
+fn mix_set<S: Simd, E: Element>(planes: &[f32], image: Extent, c: usize, line: &mut [E]) {
+    let plane = |channel: usize| &planes[channel * image.pixels()..][..image.w];
+    if c == 3 {
+        // Together: the compiler then writes whole vectors.
+        let colours = plane(0).iter().zip(plane(1)).zip(plane(2));
+        for (pixel, ((&r, &g), &b)) in line.as_chunks_mut::<3>().0.iter_mut().zip(colours) {
+            *pixel = [r, g, b].map(E::from_f32);
+        }
+        return;
+    }
+    for channel in 0..c {
+        for (pixel, &value) in line.chunks_exact_mut(c).zip(plane(channel)) {
+            pixel[channel] = E::from_f32(value);
+        }
+    }
 }
 
 /// Values that are worth a chunk of a copy.
