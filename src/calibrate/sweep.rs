@@ -19,6 +19,9 @@ const CHANNEL_8: &str = r#""dyn_mode": "channel", "channel_granularity": 8"#;
 const CHANNEL_2: &str = r#""dyn_mode": "channel", "channel_granularity": 2"#;
 const DENSITIES: [f64; 5] = [0.15, 0.35, 0.5, 0.7, 0.9];
 
+/// Channels of a drawn call at most: somewhat more than networks have, so that these lie inside of what was measured.
+const MOST_CHANNELS: f64 = 2560.0;
+
 /// What calls a kind of device is asked about.
 #[derive(Clone, Copy)]
 struct Range {
@@ -214,7 +217,7 @@ impl Random {
 
     fn of(&mut self, op: Op, range: &Range) -> Workload {
         let side = self.log(4.0, 64.0).round() as u32;
-        let (c_in, c_out) = (self.channels(16.0, 2048.0), self.channels(16.0, 2048.0));
+        let (c_in, c_out) = (self.channels(16.0, MOST_CHANNELS), self.channels(16.0, MOST_CHANNELS));
         let mut w = Workload::new(op, side, side, c_in, c_out);
         let (most, largest, often) = range.drawn;
         w.batch =
