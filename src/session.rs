@@ -58,7 +58,7 @@ pub enum Element {
     /// IEEE single precision.
     #[default]
     F32,
-    /// bfloat16: half the memory.
+    /// bfloat16: half the memory, and several times as fast where the processor multiplies tiles of it (Intel's AMX).
     Bf16,
     /// IEEE half precision; on CUDA devices.
     F16,
@@ -75,6 +75,14 @@ impl Element {
             Self::F16 => DType::F16,
             Self::Tf32 => DType::Tf32,
         }
+    }
+
+    /// The CPU's instruction set that computes fastest with it.
+    pub fn best_isa(self) -> Isa {
+        Isa::best_for(match self {
+            Self::Bf16 => laud_kernels::DType::Bf16,
+            Self::F32 | Self::F16 | Self::Tf32 => laud_kernels::DType::F32,
+        })
     }
 
     /// As CUDA devices name it.
@@ -188,7 +196,7 @@ impl SessionBuilder {
             let runnable = Box::new(Executor::prepare(spec.clone(), cuda, weights, plan)?);
             return Ok(Session { spec, runnable, policy });
         }
-        let isa = isa.map_or_else(|| Ok(Isa::detect()), |name| Isa::named(&name))?;
+        let isa = isa.map_or_else(|| Ok(element.best_isa()), |name| Isa::named(&name))?;
         let pool = match (pool, threads) {
             (Some(pool), None) => Some(pool),
             (Some(_), Some(_)) => bail!("give either a pool or a number of threads"),

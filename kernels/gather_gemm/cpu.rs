@@ -6,7 +6,9 @@ use super::micro::{self, Strip};
 use super::panel::{place, prepare, reduce};
 use super::rows::point;
 use super::scratch::Scratch;
+use super::tiles;
 use super::{Filter, GatherGemm};
+use crate::simd::tiles::Tiles;
 use crate::{ConvGeometry, Element, Isa, Result, Team};
 use std::ops::Range;
 
@@ -24,20 +26,20 @@ const CHUNKS_PER_THREAD: usize = 4;
 /// Rows that share their active channels.
 pub(super) struct Job<'a> {
     pub(super) sample: usize,
-    rows: Range<usize>,
+    pub(super) rows: Range<usize>,
     pub(super) c_in: Option<&'a [u32]>,
     pub(super) c_out: Option<&'a [u32]>,
     /// Tiles, which share the rows evenly, and pieces these are cut into.
-    tiles: usize,
-    blocks: usize,
+    pub(super) tiles: usize,
+    pub(super) blocks: usize,
     /// Units are packed although they could be met where they lie.
     pub(super) packs: bool,
     /// Columns that are met at a time.
     pub(super) width: usize,
     /// Panels, or runs of active columns as wide as one.
-    columns: usize,
+    pub(super) columns: usize,
     /// Pieces these are cut into.
-    parts: usize,
+    pub(super) parts: usize,
 }
 
 impl Job<'_> {
@@ -129,11 +131,16 @@ fn job<'a, E: Element>(
         return job;
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
+    let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
+    if filter.layout == Layout::Pairs {
+        let inputs = if g.groups == 1 { count(c_in, g.c_in) } else { filter.panels[0].inputs };
+        let (rows, depth) = (rows.len(), g.kernel * g.kernel * inputs);
+        return tiles::cut(job, rows, depth, bytes, wanted);
+    }
     let packs = packs || c_out.is_some() && !units;
     let block_rows = if packs && rows.len() <= WIDE_BLOCK_ROWS { WIDE_BLOCK_ROWS } else { BLOCK_ROWS };
     let tiles = rows.len().div_ceil(tile.rows);
     let blocks = rows.len().div_ceil(block_rows);
-    let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
     let blocks = if bytes <= RESIDENT_BYTES && !packs { blocks.max(wanted.min(tiles)) } else { blocks };
     // Every thread gets as many tiles of as many blocks as the others, or as many columns.
     let turns = if jobs < threads { threads } else { 1 };
@@ -151,7 +158,7 @@ fn packs_units(g: &ConvGeometry) -> bool {
 }
 
 /// Into how many pieces to cut `len` where `wanted` are: some more, if then all are as long.
-fn evenly(len: usize, wanted: usize) -> usize {
+pub(super) fn evenly(len: usize, wanted: usize) -> usize {
     (wanted..2 * wanted).find(|&pieces| len.is_multiple_of(pieces)).unwrap_or(wanted).min(len)
 }
 
@@ -172,11 +179,16 @@ fn run_chunk<E: Element>(
 ) {
     let (block, part) = (chunk / job.parts, chunk % job.parts);
     let columns = piece(job.columns, job.parts, part)..piece(job.columns, job.parts, part + 1);
-    // Cut between tiles, so that none is lower than it needs to be.
-    let (first, end) = (piece(job.tiles, job.blocks, block), piece(job.tiles, job.blocks, block + 1));
-    let row = |tile: usize| job.rows.start + piece(job.rows.len(), job.tiles, tile);
-    let (block, tiles) = (row(first)..row(end), end - first);
     let g = filter.geometry();
+    let in_tiles = (filter.layout == Layout::Pairs).then(|| (Tiles::new(isa), block));
+    let (block, tiles) = if in_tiles.is_some() {
+        (tiles::block(job, block), 1)
+    } else {
+        // Cut between tiles, so that none is lower than it needs to be.
+        let (first, end) = (piece(job.tiles, job.blocks, block), piece(job.tiles, job.blocks, block + 1));
+        let row = |tile: usize| job.rows.start + piece(job.rows.len(), job.tiles, tile);
+        (row(first)..row(end), end - first)
+    };
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
     let (height, taller) = (block.len() / tiles, block.len() % tiles);
@@ -192,6 +204,9 @@ fn run_chunk<E: Element>(
         // Most often the next chunk is this thread's too.
         let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
+        if let Some((_, block_index)) = &in_tiles {
+            tiles::gather(isa, scratch, (job.sample, *block_index), (block.len(), n_taps));
+        }
         let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
         let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
         let sums = scratch.sums.as_mut_slice().as_mut_ptr();
@@ -219,6 +234,9 @@ fn run_chunk<E: Element>(
             sums,
             next,
         };
-        micro::compute(isa, &strip);
+        match &in_tiles {
+            Some((tiles, _)) => tiles::compute(isa, tiles, &strip, scratch.gathered.as_slice().as_ptr()),
+            None => micro::compute(isa, &strip),
+        }
     }
 }

@@ -1,10 +1,12 @@
 use super::micro::UNIT;
+use super::tiles;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
+use crate::simd::tiles::{DEPTH, SIDE};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Kind, Portable, Simd};
-use crate::{Buffer, ConvGeometry, Element, Error, Isa, Result};
+use crate::{Buffer, ConvGeometry, DType, Element, Error, Isa, Result};
 
 /// What a filter is made of: a convolution whose BatchNorm is folded.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,9 @@ pub(super) enum Layout {
     /// `[pair of rows][column][row of the pair]`: whatever is active, the cache lines that are read are used, and loads
     /// are whole vectors.
     Units,
+    /// Panels are one tile wide, pair by pair of rows, `[pair of rows][column][row of the pair]`, with zeros behind the
+    /// last row up to a whole step of tiles.
+    Pairs,
 }
 
 /// Some consecutive columns of a filter and the input channels they read.
@@ -103,6 +108,11 @@ pub(super) fn unit_place(row: usize, column: usize) -> usize {
     row / 2 * (2 * UNIT) + 2 * column + row % 2
 }
 
+/// The same in a panel of `stored` columns whose rows lie in pairs.
+pub(super) fn pair_place(row: usize, column: usize, stored: usize) -> usize {
+    row / 2 * (2 * stored) + 2 * column + row % 2
+}
+
 impl<E: Element> Filter<E> {
     /// Packs weights for `isa`.
     ///
@@ -124,13 +134,18 @@ impl<E: Element> Filter<E> {
         let in_units = spec.output_group.is_some_and(|group| group.is_multiple_of(UNIT))
             && g.c_in.is_multiple_of(UNIT)
             && deep.columns.is_multiple_of(2 * UNIT);
-        let layout = if g.groups == 1 && in_units { Layout::Units } else { Layout::Panels };
-        let panels = match layout {
-            Layout::Units => cut(&g, UNIT, UNIT),
-            _ => cut(&g, tile.lanes, tile.columns),
+        let layout = match g.groups {
+            _ if E::DTYPE == DType::Bf16 && isa.has_tiles() => Layout::Pairs,
+            1 if in_units => Layout::Units,
+            _ => Layout::Panels,
+        };
+        let tile = if layout == Layout::Pairs { tiles::TILE } else { tile };
+        let (panels, len) = match layout {
+            Layout::Units => cut(&g, UNIT, UNIT, 1),
+            Layout::Pairs => cut(&g, SIDE, SIDE, DEPTH),
+            Layout::Panels => cut(&g, tile.lanes, tile.columns, 1),
         };
         let taps = g.kernel * g.kernel;
-        let len = panels.iter().map(|panel| taps * panel.inputs * panel.stored).sum::<usize>();
         let mut data = zeroed(len + SLACK, "packed weights")?;
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
@@ -142,7 +157,8 @@ impl<E: Element> Filter<E> {
                         let (row, column) = (tap * panel.inputs + first + c, o - panel.c_out);
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
-                            _ => panel.row(row) + column,
+                            Layout::Pairs => pair_place(row, column, panel.stored),
+                            Layout::Panels => panel.row(row) + column,
                         };
                         out[at] = E::from_f32(w);
                     }
@@ -269,8 +285,8 @@ fn fold_constant(bias: &mut [f32], spec: &FilterSpec<'_>, constant: &[f32], (y, 
     }
 }
 
-/// Cuts the columns into panels.
-fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
+/// Cuts the columns into panels, whose rows are stored as whole multiples of `depth`; with the length of all.
+fn cut(g: &ConvGeometry, lanes: usize, width: usize, depth: usize) -> (Vec<Panel>, usize) {
     let mut panels = Vec::new();
     let mut offset = 0;
     let together = if g.groups == 1 { 1 } else { (lanes / g.group_out()).clamp(1, g.groups) };
@@ -283,10 +299,10 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize) -> Vec<Panel> {
             let inputs = groups * g.group_in();
             let c_in = group * g.group_in();
             panels.push(Panel { c_out, columns, c_in, inputs, stored, offset });
-            offset += g.kernel * g.kernel * inputs * stored;
+            offset += (g.kernel * g.kernel * inputs).next_multiple_of(depth) * stored;
         }
     }
-    panels
+    (panels, offset)
 }
 
 /// What is computed at once.
@@ -327,6 +343,8 @@ fn tiles(isa: Isa) -> [Tile; 2] {
         })
     }
     match isa.0 {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Kind::Amx => of::<Avx512>(),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => of::<Avx512>(),
         #[cfg(target_arch = "x86_64")]
@@ -334,5 +352,7 @@ fn tiles(isa: Isa) -> [Tile; 2] {
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => of::<Neon>(),
         Kind::Portable => of::<Portable>(),
+        #[cfg(test)]
+        Kind::SoftTiles => of::<Portable>(),
     }
 }

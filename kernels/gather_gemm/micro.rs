@@ -426,12 +426,12 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
     }
 }
 
-/// Bias, residual, activation, constant, store, of sums that [`fixed`] left in memory; `vectors` of each row.
+/// Bias, residual, activation, constant, store, of sums that a tile left in memory; `vectors` of each row.
 ///
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element>(
+pub(super) unsafe fn finish<S: Simd, E: Element>(
     strip: &Strip<'_, E>,
     rows: Range<usize>,
     vectors: usize,

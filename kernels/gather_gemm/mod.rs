@@ -27,6 +27,7 @@ mod rows;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use cpu::run;
 pub use filter::{Filter, FilterSpec, Tile, tile};

@@ -1,9 +1,10 @@
 //! Packs the active columns of a filter next to each other, so that the register tile meets dense panels.
 
 use super::Filter;
-use super::filter::{Panel, unit_place};
+use super::filter::{Panel, pair_place, unit_place};
 use super::micro::{Segment, UNIT};
 use crate::Element;
+use crate::simd::tiles::{DEPTH, SIDE};
 use crate::simd::{Simd, dispatch};
 use std::ops::Range;
 
@@ -197,6 +198,38 @@ pub(super) fn copy_split_units<E: Element>(
             let row = tap * g.c_in + inputs.map_or(i, |list| list[i] as usize);
             *packed = panel[unit_place(row, channel % UNIT)];
         }
+    }
+}
+
+/// As [`copy`] from a filter whose rows lie in pairs, into tiles of columns one after another. `channels` are all of one
+/// window of inputs.
+pub(super) fn copy_pairs<E: Element>(
+    filter: &Filter<E>,
+    channels: impl Iterator<Item = usize>,
+    inputs: Option<&[u32]>,
+    window: &Range<usize>,
+    packed: &mut [E],
+) {
+    let kernel = filter.geometry().kernel;
+    let (taps, rows) = (kernel * kernel, inputs.map_or(window.len(), <[u32]>::len));
+    let depth = (taps * rows).next_multiple_of(DEPTH);
+    let source = filter.data.as_slice();
+    let row_of = |i: usize| inputs.map_or(i, |list| list[i] as usize - window.start);
+    let (mut columns, mut at) = (0, 0);
+    for channel in channels {
+        while filter.panels[at].c_out + filter.panels[at].columns <= channel {
+            at += 1;
+        }
+        let panel = &filter.panels[at];
+        let from = &source[panel.offset..];
+        let to = &mut packed[columns / SIDE * depth * SIDE..][..depth * SIDE];
+        let (column, target) = (channel - panel.c_out, columns % SIDE);
+        for row in 0..taps * rows {
+            let place = row / rows * panel.inputs + row_of(row % rows);
+            to[pair_place(row, target, SIDE)] = from[pair_place(place, column, SIDE)];
+        }
+        (taps * rows..depth).for_each(|row| to[pair_place(row, target, SIDE)] = E::from_f32(0.0));
+        columns += 1;
     }
 }
 

@@ -7,6 +7,7 @@ use super::filter::{Layout, Panel, SLACK};
 use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
 use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
+use crate::simd::tiles::{DEPTH, SIDE};
 use crate::{Element, Isa};
 use std::ops::Range;
 
@@ -60,9 +61,9 @@ fn meets<E: Element>(filter: &Filter<E>, job: &Job<'_>) -> Meets {
         return if fit && !job.packs { Meets::Units } else { Meets::Packed };
     }
     let g = filter.geometry();
-    let runs = g.groups == 1 && g.c_in.is_multiple_of(RUN);
+    let runs = filter.layout == Layout::Panels && g.groups == 1 && g.c_in.is_multiple_of(RUN);
     match (job.c_in, job.c_out) {
-        (None, None) if filter.layout == Layout::Panels => Meets::Stream,
+        (None, None) => Meets::Stream,
         (_, None) if runs && in_runs(job.c_in, RUN) => Meets::Runs,
         _ => Meets::Packed,
     }
@@ -127,6 +128,11 @@ pub(super) fn place<E: Element>(
                 start(job.c_out.map_or(position, |list| list[position] as usize) / UNIT)
             });
             Some(PanelRows { units, listed, apart: true })
+        }
+        Meets::Stream if filter.layout == Layout::Pairs && filter.geometry().groups == 1 => {
+            let first = column * (job.width / SIDE);
+            let units = std::array::from_fn(|i| start((first + i).min(filter.panels.len() - 1)));
+            Some(PanelRows { units, listed, apart: false })
         }
         Meets::Stream | Meets::Runs => {
             Some(PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
@@ -207,7 +213,9 @@ fn packed<E: Element>(
         scratch.packed_of[slot] = (job.sample, column);
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
-        if filter.layout != Layout::Units {
+        if filter.layout == Layout::Pairs {
+            pack::copy_pairs(filter, span.clone().map(channel), inputs, window, packed);
+        } else if filter.layout == Layout::Panels {
             let panel = Columns::new(filter, span.clone().map(channel));
             pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
         } else if in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT) {
@@ -219,6 +227,11 @@ fn packed<E: Element>(
             pack::copy_split_units(filter, span.clone().map(channel), inputs, packed, stored);
         }
     }
-    let start = scratch.packed.as_slice()[start..].as_ptr();
-    PanelRows { units: [start; MAX_UNITS], listed: std::ptr::null(), apart: false }
+    let packed = scratch.packed.as_slice()[start..].as_ptr();
+    let mut units = [packed; MAX_UNITS];
+    if filter.layout == Layout::Pairs {
+        let depth = (taps * inputs.map_or(window.len(), <[u32]>::len)).next_multiple_of(DEPTH);
+        units[1] = packed.wrapping_add(depth * SIDE);
+    }
+    PanelRows { units, listed: std::ptr::null(), apart: false }
 }

@@ -4,6 +4,8 @@ use super::filter::{Layout, SLACK};
 use super::micro::Segment;
 use super::pack::LONGEST;
 use super::panel::Meets;
+use super::tiles;
+use crate::simd::tiles::DEPTH;
 use crate::{Buffer, Element, Result};
 use std::ops::Range;
 
@@ -25,6 +27,10 @@ pub struct Scratch<E> {
     pub(super) listed: Vec<u32>,
     pub(super) zeros: Buffer<E>,
     pub(super) sums: Buffer<f32>,
+    /// Gathered input of a block of rows, for tiles.
+    pub(super) gathered: Buffer<E>,
+    /// The sample and block that it is of, and the input channels.
+    pub(super) gathered_of: Option<(usize, usize, Range<usize>)>,
     /// Panels packed for this call, one after another, as many as there is space for.
     pub(super) packed: Buffer<E>,
     /// From one to the next: the same for all of a call, however many channels are active.
@@ -42,7 +48,7 @@ impl<E: Element> Scratch<E> {
     /// Empty working memory; [`reserve`](Self::reserve) makes it large enough for a filter.
     pub fn new() -> Result<Self> {
         let empty = || Buffer::zeroed(0, "scratch");
-        let (zeros, packed) = (empty()?, empty()?);
+        let (zeros, packed, gathered) = (empty()?, empty()?, empty()?);
         let (packed_bias, packed_constant) = (Vec::new(), Vec::new());
         Ok(Self {
             taps: vec![],
@@ -54,6 +60,8 @@ impl<E: Element> Scratch<E> {
             listed: vec![],
             zeros,
             sums: Buffer::zeroed(0, "scratch")?,
+            gathered,
+            gathered_of: None,
             packed,
             packed_len: 0,
             packed_of: vec![],
@@ -76,8 +84,13 @@ impl<E: Element> Scratch<E> {
         };
         grow(&mut self.zeros, g.c_in.max(g.kernel * g.c_in * usize::from(filter.folded)) + SLACK, "padding")?;
         let packs = channels || filter.layout == Layout::Units;
-        let rows =
-            if packs { WIDE_BLOCK_ROWS } else { BLOCK_ROWS } + filter.tile.rows.max(filter.units_tile.rows);
+        let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
+        let depth = g.kernel * g.kernel * inputs;
+        let rows = match filter.layout {
+            Layout::Pairs => tiles::MOST_ROWS,
+            _ if packs => WIDE_BLOCK_ROWS + filter.tile.rows.max(filter.units_tile.rows),
+            _ => BLOCK_ROWS + filter.tile.rows,
+        };
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         let sums = rows * filter.tile.columns.max(2 * filter.units_tile.columns);
@@ -86,17 +99,20 @@ impl<E: Element> Scratch<E> {
         }
         self.out.resize(self.out.len().max(rows), std::ptr::null_mut());
         self.class.resize(self.class.len().max(rows), 0);
-        let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
         self.segments.clear();
         self.segments.reserve(g.kernel * g.kernel * (inputs / LONGEST + 1));
         if packs {
             self.listed.clear();
             self.listed.reserve(g.kernel * g.kernel * inputs);
         }
-        // What an earlier call packed is of other weights.
+        // What an earlier call packed is of other weights, and what it gathered of other rows.
         self.packed_of.clear();
+        self.gathered_of = None;
+        if filter.layout == Layout::Pairs {
+            grow(&mut self.gathered, tiles::gathered_bytes(depth) / size_of::<E>(), "gathered rows")?;
+        }
         if packs {
-            self.packed_len = (g.kernel * g.kernel * inputs * filter.tile.columns).max(1);
+            self.packed_len = (depth.next_multiple_of(DEPTH) * filter.tile.columns).max(1);
             let panels = (PACKED_BYTES / size_of::<E>() / self.packed_len).clamp(1, filter.panels.len());
             grow(&mut self.packed, panels * self.packed_len + SLACK, "packed active columns")?;
             self.packed_of.reserve(filter.panels.len());

@@ -1,4 +1,5 @@
 use super::*;
+use crate::simd::Kind;
 use crate::testing::{Density, Random, worst};
 use crate::{Channels, ConvGeometry, Extent, Isa, Team};
 use proptest::prelude::*;
@@ -117,7 +118,7 @@ fn check_everywhere(case: &Case) {
     for isa in Isa::available() {
         check::<f32>(case, isa, SUMMATION_ORDER);
     }
-    for isa in Isa::available() {
+    for isa in Isa::available().into_iter().chain([Isa(Kind::SoftTiles)]) {
         check::<half::bf16>(case, isa, BF16_ROUNDING);
     }
 }
@@ -337,5 +338,8 @@ proptest! {
         let rows = Density::EVERY[rows];
         let case = Case { geometry, batch, rows, channels, listed, group: told, compact, residual, act: Act::Relu, constants, threads, seed };
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
+        for isa in Isa::named("amx").into_iter().chain([Isa(Kind::SoftTiles)]) {
+            check::<half::bf16>(&case, isa, BF16_ROUNDING);
+        }
     }
 }

@@ -11,6 +11,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(crate) mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
@@ -28,6 +29,9 @@ pub struct Isa(pub(crate) Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
+    /// AVX-512, with tiles for bfloat16.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -35,6 +39,9 @@ pub(crate) enum Kind {
     #[cfg(target_arch = "aarch64")]
     Neon,
     Portable,
+    /// `Portable`, with tiles for bfloat16 in software: how tiles are used is tested everywhere.
+    #[cfg(test)]
+    SoftTiles,
 }
 
 impl Isa {
@@ -43,6 +50,13 @@ impl Isa {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            #[cfg(target_os = "linux")]
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && tiles::amx::available()
+            {
+                sets.push(Isa(Kind::Amx));
+            }
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 sets.push(Isa(Kind::Avx512));
             }
@@ -58,12 +72,30 @@ impl Isa {
         sets
     }
 
-    /// The widest set this machine has.
+    /// The widest set of vectors this machine has.
     pub fn detect() -> Isa {
-        Isa::available()[0]
+        Isa::best_for(DType::F32)
     }
 
-    /// The set of that name (`avx512`, `avx2`, `neon`, `portable`).
+    /// The set that computes fastest with elements of a type.
+    pub fn best_for(dtype: DType) -> Isa {
+        let sets = Isa::available();
+        let fits = |isa: &&Isa| dtype == DType::Bf16 || !isa.has_tiles();
+        sets.iter().find(fits).copied().unwrap_or(Isa(Kind::Portable))
+    }
+
+    /// Whether it multiplies tiles of bfloat16.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self.0 {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kind::Amx => true,
+            #[cfg(test)]
+            Kind::SoftTiles => true,
+            _ => false,
+        }
+    }
+
+    /// The set of that name (`amx`, `avx512`, `avx2`, `neon`, `portable`).
     ///
     /// # Errors
     /// [`Error::Isa`] when the machine lacks it or the name is unknown.
@@ -77,6 +109,8 @@ impl Isa {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kind::Amx => "amx",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -84,6 +118,8 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
             Kind::Portable => "portable",
+            #[cfg(test)]
+            Kind::SoftTiles => "soft tiles",
         }
     }
 }
@@ -287,6 +323,9 @@ macro_rules! dispatch {
                 $body::<$crate::simd::Avx2, $e>($($arg),*)
             }
             match isa.0 {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                // SAFETY: the token says that the machine has these features.
+                $crate::simd::Kind::Amx => unsafe { avx512::<$e>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the token says that the machine has these features.
                 $crate::simd::Kind::Avx512 => unsafe { avx512::<$e>($($arg),*) },
@@ -296,6 +335,8 @@ macro_rules! dispatch {
                 #[cfg(target_arch = "aarch64")]
                 $crate::simd::Kind::Neon => $body::<$crate::simd::Neon, $e>($($arg),*),
                 $crate::simd::Kind::Portable => $body::<$crate::simd::Portable, $e>($($arg),*),
+                #[cfg(test)]
+                $crate::simd::Kind::SoftTiles => $body::<$crate::simd::Portable, $e>($($arg),*),
             }
         }
     };

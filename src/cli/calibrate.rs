@@ -35,7 +35,7 @@ pub(super) struct Calibrate {
     /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
-    /// Instruction set of the CPU: avx512, avx2, neon or portable [default: the widest]
+    /// Instruction set of the CPU: amx, avx512, avx2, neon or portable [default: the fastest for the element type]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// How long to measure
@@ -128,7 +128,7 @@ impl Calibrate {
     /// What is calibrated; of a CUDA device with its kernels loaded.
     fn target(&self) -> Result<Target> {
         let Device::Cuda(number) = self.device else {
-            let isa = self.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::named)?;
+            let isa = self.isa.as_deref().map_or_else(|| Ok(self.dtype.best_isa()), Isa::named)?;
             return Ok(Target::cpu(isa, self.dtype));
         };
         ensure!(self.threads.is_empty(), "--threads: of the CPU only, cuda:{number} has none to choose");

@@ -25,7 +25,7 @@ pub(super) struct DeviceArgs {
     /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
-    /// Instruction set: avx512, avx2, neon or portable [default: the widest]
+    /// Instruction set: amx, avx512, avx2, neon or portable [default: the fastest for the element type]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// How to run each block: a plan as JSON [default: gather wherever something is skipped]

@@ -1,0 +1,303 @@
+//! Products of 16×16 tiles of bfloat16, for which some processors have instructions (Intel's AMX).
+
+use super::{Isa, Kind};
+use half::bf16;
+
+/// Rows and columns of a tile of sums.
+pub(crate) const SIDE: usize = 16;
+/// Steps of a reduction that are done at a time: 64 bytes of each row.
+pub(crate) const DEPTH: usize = 32;
+
+/// A product of up to two tiles of rows and two of columns.
+///
+/// ```text
+/// sums[i][j] = Σ_k a[i][k] · b[j / 16][k / 2][j % 16][k % 2]       k in 0..DEPTH·steps
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    /// First value of row 0.
+    pub(crate) a: *const bf16,
+    /// Bytes from row to row.
+    pub(crate) pitch: usize,
+    /// Rows are in two tiles; otherwise in one.
+    pub(crate) two_rows: bool,
+    /// The columns' tiles.
+    pub(crate) b: [*const bf16; 2],
+    /// Columns are in two tiles; otherwise in one, and `b[1]` is not read.
+    pub(crate) two_columns: bool,
+    /// Steps of the reduction, at least one.
+    pub(crate) steps: usize,
+    /// `[rows][columns]`: what is written, whole tiles.
+    pub(crate) sums: *mut f32,
+    /// What will be multiplied with soon, of which every step asks for that many cache lines.
+    pub(crate) ahead: *const u8,
+    pub(crate) lines: usize,
+}
+
+/// The right to multiply tiles on this thread, given back when dropped.
+pub(crate) struct Tiles {
+    isa: Isa,
+}
+
+impl Tiles {
+    /// Readies this thread.
+    ///
+    /// # Panics
+    /// When the set has no tiles.
+    pub(crate) fn new(isa: Isa) -> Self {
+        match isa.0 {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: the token says that the machine has tiles and this process may use them.
+            Kind::Amx => unsafe { amx::configure() },
+            #[cfg(test)]
+            Kind::SoftTiles => {}
+            _ => panic!("{} has no tiles", isa.name()),
+        }
+        Self { isa }
+    }
+
+    /// Multiplies.
+    ///
+    /// # Safety
+    /// `16 · (1 + two_rows)` rows of `a` and `16 · steps` pairs of rows of each tile of `b` can be read, and as many sums
+    /// written.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply(&self, product: &Product) {
+        // SAFETY: the caller's promise; `new` has made the thread ready.
+        unsafe {
+            match self.isa.0 {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                Kind::Amx => amx::multiply(product),
+                _ => in_software(product),
+            }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self.isa.0 == Kind::Amx {
+            // SAFETY: as for `new`.
+            unsafe { amx::release() }
+        }
+    }
+}
+
+/// The definition.
+///
+/// # Safety
+/// As for [`Tiles::multiply`].
+unsafe fn in_software(p: &Product) {
+    let (rows, columns) = (SIDE * (1 + usize::from(p.two_rows)), SIDE * (1 + usize::from(p.two_columns)));
+    for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = p.a.byte_add(i * p.pitch);
+            let column = p.b[j / SIDE].add(2 * (j % SIDE));
+            let term = |k: usize| (*row.add(k)).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32();
+            *p.sums.add(i * columns + j) = (0..DEPTH * p.steps).map(term).sum();
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) mod amx {
+    use super::{Product, SIDE};
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+    /// Whether the processor has tiles of bfloat16, and the system lets this process use them, for which it has to be asked.
+    pub(crate) fn available() -> bool {
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        let known = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE;
+        known && permitted()
+    }
+
+    /// Asks for the tiles' registers, which a thread's saved state has no room for otherwise.
+    fn permitted() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+        // SAFETY: the call reads and writes no memory of this process; an older system refuses it.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+
+    /// What `ldtilecfg` reads.
+    #[repr(C, align(64))]
+    struct Shape {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    /// All eight tiles are as large as they can be.
+    const SHAPE: Shape = {
+        let mut shape =
+            Shape { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut tile = 0;
+        while tile < 8 {
+            shape.row_bytes[tile] = 64;
+            shape.rows[tile] = SIDE as u8;
+            tile += 1;
+        }
+        shape
+    };
+
+    /// # Safety
+    /// [`available`].
+    pub(crate) unsafe fn configure() {
+        static TILES: Shape = SHAPE;
+        // SAFETY: the shape is one that the processor takes; the compiler itself never uses tiles.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, preserves_flags)) }
+    }
+
+    /// # Safety
+    /// [`available`].
+    pub(crate) unsafe fn release() {
+        // SAFETY: see above.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+    }
+
+    /// # Safety
+    /// As for [`Tiles::multiply`](super::Tiles::multiply), on a thread that is [configured](configure).
+    #[inline(always)]
+    pub(crate) unsafe fn multiply(p: &Product) {
+        // Sums live in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7. Nothing stays in a tile between two calls.
+        macro_rules! product {
+            ([$($zero:literal)*] [$($step:literal)*] [$($store:literal)*]) => {
+                asm!(
+                    $($zero,)*
+                    "2:",
+                    $($step,)*
+                    "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
+                    "mov {i}, {lines}",
+                    "test {i}, {i}", "jz 4f",
+                    "3:", "prefetcht1 [{ahead}]", "add {ahead}, 64", "dec {i}", "jnz 3b",
+                    "4:",
+                    "dec {steps}", "jnz 2b",
+                    $($store,)*
+                    a0 = inout(reg) p.a => _,
+                    a1 = inout(reg) p.a.wrapping_byte_add(SIDE * p.pitch) => _,
+                    b0 = inout(reg) p.b[0] => _,
+                    b1 = inout(reg) p.b[1] => _,
+                    steps = inout(reg) p.steps => _,
+                    ahead = inout(reg) p.ahead => _,
+                    lines = in(reg) p.lines,
+                    i = out(reg) _,
+                    pitch = in(reg) p.pitch,
+                    line = in(reg) 64usize,
+                    sums = in(reg) p.sums,
+                    out_pitch = in(reg) 64 * (1 + usize::from(p.two_columns)),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                )
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (p.two_rows, p.two_columns) {
+                (true, true) => product!(
+                    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"]
+                    [
+                        "tileloadd tmm6, [{b0} + {line}]"
+                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tdpbf16ps tmm0, tmm4, tmm6"
+                        "tileloadd tmm7, [{b1} + {line}]"
+                        "tdpbf16ps tmm1, tmm4, tmm7"
+                        "tileloadd tmm5, [{a1} + {pitch}]"
+                        "tdpbf16ps tmm2, tmm5, tmm6"
+                        "tdpbf16ps tmm3, tmm5, tmm7"
+                    ]
+                    [
+                        "tilestored [{sums} + {out_pitch}], tmm0"
+                        "tilestored [{sums} + {out_pitch} + 64], tmm1"
+                        "tilestored [{sums} + {out_pitch} + 2048], tmm2"
+                        "tilestored [{sums} + {out_pitch} + 2112], tmm3"
+                    ]
+                ),
+                (true, false) => product!(
+                    ["tilezero tmm0" "tilezero tmm2"]
+                    [
+                        "tileloadd tmm6, [{b0} + {line}]"
+                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tdpbf16ps tmm0, tmm4, tmm6"
+                        "tileloadd tmm5, [{a1} + {pitch}]"
+                        "tdpbf16ps tmm2, tmm5, tmm6"
+                    ]
+                    [
+                        "tilestored [{sums} + {out_pitch}], tmm0"
+                        "tilestored [{sums} + {out_pitch} + 1024], tmm2"
+                    ]
+                ),
+                (false, true) => product!(
+                    ["tilezero tmm0" "tilezero tmm1"]
+                    [
+                        "tileloadd tmm6, [{b0} + {line}]"
+                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tdpbf16ps tmm0, tmm4, tmm6"
+                        "tileloadd tmm7, [{b1} + {line}]"
+                        "tdpbf16ps tmm1, tmm4, tmm7"
+                    ]
+                    [
+                        "tilestored [{sums} + {out_pitch}], tmm0"
+                        "tilestored [{sums} + {out_pitch} + 64], tmm1"
+                    ]
+                ),
+                (false, false) => product!(
+                    ["tilezero tmm0"]
+                    [
+                        "tileloadd tmm6, [{b0} + {line}]"
+                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tdpbf16ps tmm0, tmm4, tmm6"
+                    ]
+                    ["tilestored [{sums} + {out_pitch}], tmm0"]
+                ),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    /// The instructions against the definition: small whole numbers, so that both are exact.
+    #[test]
+    fn instructions_multiply_as_defined() {
+        let Ok(isa) = Isa::named("amx") else { return };
+        let mut random = Random(5);
+        let mut whole = |len: usize| -> Vec<bf16> {
+            (0..len).map(|_| bf16::from_f32(random.below(9) as f32 - 4.0)).collect()
+        };
+        for (two_rows, two_columns, steps, lines) in
+            [(true, true, 5, 3), (true, false, 1, 0), (false, true, 2, 1), (false, false, 3, 0)]
+        {
+            let width = steps * DEPTH + 32;
+            let (a, b) = (whole(2 * SIDE * width), [whole(width * SIDE), whole(width * SIDE)]);
+            let product = |sums: &mut [f32]| Product {
+                a: a.as_ptr(),
+                pitch: 2 * width,
+                two_rows,
+                b: [b[0].as_ptr(), b[1].as_ptr()],
+                two_columns,
+                steps,
+                sums: sums.as_mut_ptr(),
+                ahead: b[0].as_ptr().cast(),
+                lines,
+            };
+            let (mut got, mut want) = ([0.0; 4 * SIDE * SIDE], [0.0; 4 * SIDE * SIDE]);
+            // SAFETY: the operands are as large as two tiles need.
+            unsafe {
+                Tiles::new(isa).multiply(&product(&mut got));
+                in_software(&product(&mut want));
+            }
+            assert!(want.iter().any(|&sum| sum != 0.0));
+            assert_eq!(got, want, "{two_rows} {two_columns}");
+        }
+    }
+}
