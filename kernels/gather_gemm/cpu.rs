@@ -2,13 +2,12 @@
 //! columns where only some are, and runs the register tile over it.
 
 use super::filter::Layout;
-use super::micro::{self, Strip};
-use super::panel::{place, prepare, reduce};
+use super::micro::{self, Epilogue, Strip};
+use super::panel::{Ready, place, prepare, reduce};
 use super::rows::point;
 use super::scratch::Scratch;
 use super::tiles;
 use super::{Filter, GatherGemm};
-use crate::simd::tiles::Tiles;
 use crate::{ConvGeometry, Element, Isa, Result, Team};
 use std::ops::Range;
 
@@ -163,7 +162,7 @@ pub(super) fn evenly(len: usize, wanted: usize) -> usize {
 }
 
 /// Start of piece `i` of `0..len` cut evenly into `pieces`.
-fn piece(len: usize, pieces: usize, i: usize) -> usize {
+pub(super) fn piece(len: usize, pieces: usize, i: usize) -> usize {
     len * i / pieces
 }
 
@@ -177,18 +176,16 @@ fn run_chunk<E: Element>(
     scratch: &mut Scratch<E>,
     output: *mut E,
 ) {
+    if filter.layout == Layout::Pairs {
+        return tiles::run_chunk(isa, filter, call, job, chunk, scratch, output);
+    }
     let (block, part) = (chunk / job.parts, chunk % job.parts);
     let columns = piece(job.columns, job.parts, part)..piece(job.columns, job.parts, part + 1);
+    // Cut between tiles, so that none is lower than it needs to be.
+    let (first, end) = (piece(job.tiles, job.blocks, block), piece(job.tiles, job.blocks, block + 1));
+    let row = |tile: usize| job.rows.start + piece(job.rows.len(), job.tiles, tile);
+    let (block, tiles) = (row(first)..row(end), end - first);
     let g = filter.geometry();
-    let in_tiles = (filter.layout == Layout::Pairs).then(|| (Tiles::new(isa), block));
-    let (block, tiles) = if in_tiles.is_some() {
-        (tiles::block(job, block), 1)
-    } else {
-        // Cut between tiles, so that none is lower than it needs to be.
-        let (first, end) = (piece(job.tiles, job.blocks, block), piece(job.tiles, job.blocks, block + 1));
-        let row = |tile: usize| job.rows.start + piece(job.rows.len(), job.tiles, tile);
-        (row(first)..row(end), end - first)
-    };
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
     let (height, taller) = (block.len() / tiles, block.len() % tiles);
@@ -204,12 +201,6 @@ fn run_chunk<E: Element>(
         // Most often the next chunk is this thread's too.
         let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
-        if let Some((_, block_index)) = &in_tiles {
-            tiles::gather(isa, scratch, (job.sample, *block_index), (block.len(), n_taps));
-        }
-        let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
-        let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
-        let sums = scratch.sums.as_mut_slice().as_mut_ptr();
         let strip = Strip {
             taps: scratch.taps.as_ptr(),
             n_taps,
@@ -217,26 +208,38 @@ fn run_chunk<E: Element>(
             tiles,
             segments: &scratch.segments,
             panel: panel.rows,
-            stored: panel.stored,
-            out: scratch.out.as_ptr(),
-            column: panel.c_out,
-            columns: panel.columns,
-            bias: bias.as_ptr(),
-            bias_stride: match (classes, packed) {
-                (false, _) => 0,
-                (true, true) => job.width,
-                (true, false) => filter.bias_stride,
-            },
-            class: scratch.class.as_ptr(),
-            constant: panel.constant,
-            residual: call.residual,
-            act: call.act,
-            sums,
+            sums: scratch.sums.as_mut_slice().as_mut_ptr(),
             next,
+            end: epilogue(filter, call, job, &panel, scratch),
         };
-        match &in_tiles {
-            Some((tiles, _)) => tiles::compute(isa, tiles, &strip, scratch.gathered.as_slice().as_ptr()),
-            None => micro::compute(isa, &strip),
-        }
+        micro::compute(isa, &strip);
+    }
+}
+
+/// What is done with the sums of a panel.
+pub(super) fn epilogue<E: Element>(
+    filter: &Filter<E>,
+    call: &GatherGemm<'_, [E]>,
+    job: &Job<'_>,
+    panel: &Ready<E>,
+    scratch: &Scratch<E>,
+) -> Epilogue<E> {
+    let (packed, classes) = (panel.packed, filter.bias.len() > filter.bias_stride);
+    let bias = if packed { &scratch.packed_bias[..] } else { &filter.bias[panel.c_out..] };
+    Epilogue {
+        stored: panel.stored,
+        out: scratch.out.as_ptr(),
+        column: panel.c_out,
+        columns: panel.columns,
+        bias: bias.as_ptr(),
+        bias_stride: match (classes, packed) {
+            (false, _) => 0,
+            (true, true) => job.width,
+            (true, false) => filter.bias_stride,
+        },
+        class: scratch.class.as_ptr(),
+        constant: panel.constant,
+        residual: call.residual,
+        act: call.act,
     }
 }

@@ -30,6 +30,16 @@ pub(super) struct Strip<'a, E> {
     pub(super) segments: &'a [Segment],
     /// The weights.
     pub(super) panel: PanelRows<E>,
+    /// `[rows][stored]`, to keep sums in between.
+    pub(super) sums: *mut f32,
+    /// What will be multiplied with next; it is asked for while this is being multiplied.
+    pub(super) next: Option<PanelRows<E>>,
+    pub(super) end: Epilogue<E>,
+}
+
+/// What is done with the sums of a block of rows × one panel. Pointers that are indexed by row have an entry for each.
+#[derive(Clone, Copy)]
+pub(super) struct Epilogue<E> {
     /// Stored columns, whole vectors.
     pub(super) stored: usize,
     /// `[rows]`: where each row's output starts.
@@ -48,16 +58,12 @@ pub(super) struct Strip<'a, E> {
     pub(super) constant: *const f32,
     pub(super) residual: bool,
     pub(super) act: Act,
-    /// `[rows][stored]`, to keep sums in between.
-    pub(super) sums: *mut f32,
-    /// What will be multiplied with next; it is asked for while this is being multiplied.
-    pub(super) next: Option<PanelRows<E>>,
 }
 
-impl<E> Strip<'_, E> {
+impl<E> Epilogue<E> {
     /// Whole vectors, and no activation but ReLU.
     #[inline(always)]
-    fn whole(&self) -> bool {
+    pub(super) fn whole(&self) -> bool {
         self.columns == self.stored && self.act != Act::Relu6
     }
 
@@ -66,7 +72,7 @@ impl<E> Strip<'_, E> {
     /// # Safety
     /// There is such a row.
     #[inline(always)]
-    unsafe fn bias_of(&self, row: usize) -> *const f32 {
+    pub(super) unsafe fn bias_of(&self, row: usize) -> *const f32 {
         // SAFETY: see above.
         self.bias.wrapping_add(unsafe { *self.class.add(row) } as usize * self.bias_stride)
     }
@@ -114,7 +120,7 @@ pub(super) const FEW_ROWS: usize = 100;
 fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
     const { assert!(S::MR * S::NV * S::LANES <= 12 * 32 && S::WIDE.0 * S::WIDE.1 <= S::MR * S::NV) };
     let depth = strip.segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize);
-    let bytes = depth * strip.stored * size_of::<E>();
+    let bytes = depth * strip.end.stored * size_of::<E>();
     let part = if strip.rows <= FEW_ROWS { SMALL_PART } else { PART };
     let length = strip.segments.len().div_ceil(bytes.div_ceil(part).max(1)).max(1);
     let parts = strip.segments.len().div_ceil(length).max(1);
@@ -129,7 +135,7 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
         };
         let turn = if strip.panel.apart { UNIT } else { RUN };
         let turns: usize = segments.iter().map(|segment| (segment.inputs as usize).div_ceil(turn)).sum();
-        let mut ahead = Ahead::new(coming, strip.stored, strip.tiles * turns.max(1));
+        let mut ahead = Ahead::new(coming, strip.end.stored, strip.tiles * turns.max(1));
         // SAFETY: the caller of `compute` vouches for the pointers; `dispatch` for the instruction set.
         unsafe { compute_part::<S, E>(strip, segments, (part == 0, last), parts > 1, &mut ahead) };
     }
@@ -152,8 +158,8 @@ unsafe fn compute_part<S: Simd, E: Element>(
     let widest = S::NV.max(S::WIDE.0);
     let (height, taller) = (strip.rows / strip.tiles, strip.rows % strip.tiles);
     let vectors = match strip.panel.apart {
-        true => strip.columns.div_ceil(UNIT) * 2 * UNIT / S::LANES,
-        false => strip.stored / S::LANES,
+        true => strip.end.columns.div_ceil(UNIT) * 2 * UNIT / S::LANES,
+        false => strip.end.stored / S::LANES,
     };
     let mut first = 0;
     for tile in 0..strip.tiles {
@@ -184,9 +190,9 @@ unsafe fn compute_part<S: Simd, E: Element>(
             4 if widest >= 4 => by_rows!(4: 1 2 3 4 5 6),
             _ => unreachable!("a panel has as many vectors as a tile"),
         }
-        if last && !strip.whole() {
+        if last && !strip.end.whole() {
             // SAFETY: see above.
-            unsafe { finish::<S, E>(strip, first..first + rows, vectors, sums) };
+            unsafe { finish::<S, E>(&strip.end, first..first + rows, vectors, sums, strip.panel.apart) };
         }
         first += rows;
     }
@@ -296,7 +302,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
             if last {
                 // The output, which is to be written (and with a residual to be read) when the sums are ready.
                 for i in 0..MR {
-                    let out = (*strip.out.add(first + i)).wrapping_add(strip.column).cast::<u8>();
+                    let out = (*strip.end.out.add(first + i)).wrapping_add(strip.end.column).cast::<u8>();
                     for line in 0..(vectors * S::LANES * size_of::<E>()).div_ceil(LINE) {
                         S::prefetch_write(out.wrapping_add(line * LINE));
                     }
@@ -373,7 +379,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 ($row:ident) => { every_row!($row: 0 1 2 3 4 5 6 7 8 9 10 11) };
                 ($row:ident: $($i:literal)*) => { $(if $i < MR { $row!($i, acc[$i % MR]); })* };
             }
-            if !(last && strip.whole()) {
+            if !(last && strip.end.whole()) {
                 macro_rules! keep {
                     ($i:literal, $acc:expr) => {
                         for j in 0..NV {
@@ -384,9 +390,9 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 every_row!(keep);
                 return;
             }
-            let least = S::splat(if strip.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
-            let Strip { residual, column, bias, bias_stride, constant, .. } = *strip;
-            let (out, class) = (strip.out.add(first), strip.class.add(first));
+            let least = S::splat(if strip.end.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
+            let Epilogue { residual, column, bias, bias_stride, constant, .. } = strip.end;
+            let (out, class) = (strip.end.out.add(first), strip.end.class.add(first));
             // Branches, which cost less between two tiles than to add what is zero.
             macro_rules! write {
                 ($i:literal, $acc:expr) => {
@@ -426,27 +432,29 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
     }
 }
 
-/// Bias, residual, activation, constant, store, of sums that a tile left in memory; `vectors` of each row.
+/// Bias, residual, activation, constant, store, of sums that a tile left in memory; `vectors` of each row, with `apart` of
+/// even and odd rows of the panel side by side.
 ///
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
 #[inline(always)]
 pub(super) unsafe fn finish<S: Simd, E: Element>(
-    strip: &Strip<'_, E>,
+    end: &Epilogue<E>,
     rows: Range<usize>,
     vectors: usize,
     sums: *const f32,
+    apart: bool,
 ) {
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
         let mut sum = sums;
         for row in rows {
-            let out = (*strip.out.add(row)).add(strip.column);
-            let bias = strip.bias_of(row);
-            for at in (0..strip.columns).step_by(S::LANES) {
-                let n = strip.columns - at;
-                let v = match strip.panel.apart {
+            let out = (*end.out.add(row)).add(end.column);
+            let bias = end.bias_of(row);
+            for at in (0..end.columns).step_by(S::LANES) {
+                let n = end.columns - at;
+                let v = match apart {
                     true => S::add_pairs(
                         S::load_f32(sum.add(2 * at)),
                         S::load_f32(sum.add((2 * at + S::LANES).min((vectors - 1) * S::LANES))),
@@ -454,17 +462,17 @@ pub(super) unsafe fn finish<S: Simd, E: Element>(
                     false => S::load_f32(sum.add(at)),
                 };
                 let mut v = S::add(v, S::load_f32(bias.add(at)));
-                if strip.residual {
+                if end.residual {
                     v = S::add(v, S::load_first(out.add(at).cast_const(), n));
                 }
-                v = match strip.act {
+                v = match end.act {
                     Act::None => v,
                     // The value is the second operand, which x86's max and min hand on when it is NaN.
                     Act::Relu => S::max(zero, v),
                     Act::Relu6 => S::min(S::splat(6.0), S::max(zero, v)),
                 };
-                if !strip.constant.is_null() {
-                    v = S::sub(v, S::load_f32(strip.constant.add(at)));
+                if !end.constant.is_null() {
+                    v = S::sub(v, S::load_f32(end.constant.add(at)));
                 }
                 S::store_first(out.add(at), n, v);
             }

@@ -29,8 +29,9 @@ pub struct Scratch<E> {
     pub(super) sums: Buffer<f32>,
     /// Gathered input of a block of rows, for tiles.
     pub(super) gathered: Buffer<E>,
-    /// The sample and block that it is of, and the input channels.
-    pub(super) gathered_of: Option<(usize, usize, Range<usize>)>,
+    /// The steps of the reduction that it is of, and the sample and block.
+    pub(super) gathered_of: Option<Range<usize>>,
+    pub(super) block: Option<(usize, usize)>,
     /// Panels packed for this call, one after another, as many as there is space for.
     pub(super) packed: Buffer<E>,
     /// From one to the next: the same for all of a call, however many channels are active.
@@ -62,6 +63,7 @@ impl<E: Element> Scratch<E> {
             sums: Buffer::zeroed(0, "scratch")?,
             gathered,
             gathered_of: None,
+            block: None,
             packed,
             packed_len: 0,
             packed_of: vec![],
@@ -93,7 +95,10 @@ impl<E: Element> Scratch<E> {
         };
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
-        let sums = rows * filter.tile.columns.max(2 * filter.units_tile.columns);
+        let sums = match filter.layout {
+            Layout::Pairs => tiles::KEPT_SUMS,
+            _ => rows * filter.tile.columns.max(2 * filter.units_tile.columns),
+        };
         if self.sums.len() < sums {
             self.sums = Buffer::zeroed(sums, "sums")?;
         }
@@ -107,7 +112,7 @@ impl<E: Element> Scratch<E> {
         }
         // What an earlier call packed is of other weights, and what it gathered of other rows.
         self.packed_of.clear();
-        self.gathered_of = None;
+        self.block = None;
         if filter.layout == Layout::Pairs {
             grow(&mut self.gathered, tiles::gathered_bytes(depth) / size_of::<E>(), "gathered rows")?;
         }

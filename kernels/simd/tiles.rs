@@ -11,7 +11,7 @@ pub(crate) const DEPTH: usize = 32;
 /// A product of up to two tiles of rows and two of columns.
 ///
 /// ```text
-/// sums[i][j] = Σ_k a[i][k] · b[j / 16][k / 2][j % 16][k % 2]       k in 0..DEPTH·steps
+/// sums[i][j] (+)= Σ_k a[i][k] · b[j / 16][k / 2][j % 16][k % 2]       k in 0..DEPTH·steps
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
@@ -29,6 +29,8 @@ pub(crate) struct Product {
     pub(crate) steps: usize,
     /// `[rows][columns]`: what is written, whole tiles.
     pub(crate) sums: *mut f32,
+    /// The product is added to the sums; otherwise they begin with it.
+    pub(crate) adds: bool,
     /// What will be multiplied with soon, of which every step asks for that many cache lines.
     pub(crate) ahead: *const u8,
     pub(crate) lines: usize,
@@ -96,7 +98,8 @@ unsafe fn in_software(p: &Product) {
             let row = p.a.byte_add(i * p.pitch);
             let column = p.b[j / SIDE].add(2 * (j % SIDE));
             let term = |k: usize| (*row.add(k)).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32();
-            *p.sums.add(i * columns + j) = (0..DEPTH * p.steps).map(term).sum();
+            let sum = p.sums.add(i * columns + j);
+            *sum = if p.adds { *sum } else { 0.0 } + (0..DEPTH * p.steps).map(term).sum::<f32>();
         }
     }
 }
@@ -167,9 +170,9 @@ pub(super) mod amx {
     pub(crate) unsafe fn multiply(p: &Product) {
         // Sums live in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7. Nothing stays in a tile between two calls.
         macro_rules! product {
-            ([$($zero:literal)*] [$($step:literal)*] [$($store:literal)*]) => {
+            ([$($begin:expr)*] [$($step:literal)*] [$($store:expr)*]) => {
                 asm!(
-                    $($zero,)*
+                    $($begin,)*
                     "2:",
                     $($step,)*
                     "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
@@ -199,9 +202,22 @@ pub(super) mod amx {
         }
         // SAFETY: the caller's promise.
         unsafe {
+            macro_rules! tiles {
+                ($step:tt: $($tile:literal $place:literal)*) => {
+                    match p.adds {
+                        true => product!(
+                            [$(concat!("tileloadd tmm", $tile, ", [{sums} + {out_pitch}", $place, "]"))*] $step
+                            [$(concat!("tilestored [{sums} + {out_pitch}", $place, "], tmm", $tile))*]
+                        ),
+                        false => product!(
+                            [$(concat!("tilezero tmm", $tile))*] $step
+                            [$(concat!("tilestored [{sums} + {out_pitch}", $place, "], tmm", $tile))*]
+                        ),
+                    }
+                };
+            }
             match (p.two_rows, p.two_columns) {
-                (true, true) => product!(
-                    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"]
+                (true, true) => tiles!(
                     [
                         "tileloadd tmm6, [{b0} + {line}]"
                         "tileloadd tmm4, [{a0} + {pitch}]"
@@ -211,50 +227,32 @@ pub(super) mod amx {
                         "tileloadd tmm5, [{a1} + {pitch}]"
                         "tdpbf16ps tmm2, tmm5, tmm6"
                         "tdpbf16ps tmm3, tmm5, tmm7"
-                    ]
-                    [
-                        "tilestored [{sums} + {out_pitch}], tmm0"
-                        "tilestored [{sums} + {out_pitch} + 64], tmm1"
-                        "tilestored [{sums} + {out_pitch} + 2048], tmm2"
-                        "tilestored [{sums} + {out_pitch} + 2112], tmm3"
-                    ]
+                    ]: 0 "" 1 " + 64" 2 " + 2048" 3 " + 2112"
                 ),
-                (true, false) => product!(
-                    ["tilezero tmm0" "tilezero tmm2"]
+                (true, false) => tiles!(
                     [
                         "tileloadd tmm6, [{b0} + {line}]"
                         "tileloadd tmm4, [{a0} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
                         "tileloadd tmm5, [{a1} + {pitch}]"
                         "tdpbf16ps tmm2, tmm5, tmm6"
-                    ]
-                    [
-                        "tilestored [{sums} + {out_pitch}], tmm0"
-                        "tilestored [{sums} + {out_pitch} + 1024], tmm2"
-                    ]
+                    ]: 0 "" 2 " + 1024"
                 ),
-                (false, true) => product!(
-                    ["tilezero tmm0" "tilezero tmm1"]
+                (false, true) => tiles!(
                     [
                         "tileloadd tmm6, [{b0} + {line}]"
                         "tileloadd tmm4, [{a0} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
                         "tileloadd tmm7, [{b1} + {line}]"
                         "tdpbf16ps tmm1, tmm4, tmm7"
-                    ]
-                    [
-                        "tilestored [{sums} + {out_pitch}], tmm0"
-                        "tilestored [{sums} + {out_pitch} + 64], tmm1"
-                    ]
+                    ]: 0 "" 1 " + 64"
                 ),
-                (false, false) => product!(
-                    ["tilezero tmm0"]
+                (false, false) => tiles!(
                     [
                         "tileloadd tmm6, [{b0} + {line}]"
                         "tileloadd tmm4, [{a0} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
-                    ]
-                    ["tilestored [{sums} + {out_pitch}], tmm0"]
+                    ]: 0 ""
                 ),
             }
         }
@@ -274,9 +272,16 @@ mod tests {
         let mut whole = |len: usize| -> Vec<bf16> {
             (0..len).map(|_| bf16::from_f32(random.below(9) as f32 - 4.0)).collect()
         };
-        for (two_rows, two_columns, steps, lines) in
-            [(true, true, 5, 3), (true, false, 1, 0), (false, true, 2, 1), (false, false, 3, 0)]
-        {
+        for (two_rows, two_columns, adds, steps, lines) in [
+            (true, true, false, 5, 3),
+            (true, true, true, 2, 0),
+            (true, false, false, 1, 0),
+            (true, false, true, 1, 0),
+            (false, true, false, 2, 1),
+            (false, true, true, 3, 0),
+            (false, false, false, 3, 0),
+            (false, false, true, 1, 2),
+        ] {
             let width = steps * DEPTH + 32;
             let (a, b) = (whole(2 * SIDE * width), [whole(width * SIDE), whole(width * SIDE)]);
             let product = |sums: &mut [f32]| Product {
@@ -287,17 +292,18 @@ mod tests {
                 two_columns,
                 steps,
                 sums: sums.as_mut_ptr(),
+                adds,
                 ahead: b[0].as_ptr().cast(),
                 lines,
             };
-            let (mut got, mut want) = ([0.0; 4 * SIDE * SIDE], [0.0; 4 * SIDE * SIDE]);
+            let (mut got, mut want) = ([3.0; 4 * SIDE * SIDE], [3.0; 4 * SIDE * SIDE]);
             // SAFETY: the operands are as large as two tiles need.
             unsafe {
                 Tiles::new(isa).multiply(&product(&mut got));
                 in_software(&product(&mut want));
             }
-            assert!(want.iter().any(|&sum| sum != 0.0));
-            assert_eq!(got, want, "{two_rows} {two_columns}");
+            assert!(want.iter().any(|&sum| sum != 3.0));
+            assert_eq!(got, want, "{two_rows} {two_columns} {adds}");
         }
     }
 }

@@ -1,0 +1,98 @@
+//! Writes the sums of a product.
+
+use super::super::micro::finish;
+use super::Pending;
+use crate::simd::{Simd, dispatch};
+use crate::{Element, Isa};
+
+/// Bias, residual, activation, constant, store.
+pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.0 == crate::simd::Kind::Amx && pending.end.whole() {
+        // SAFETY: processors that multiply tiles of bfloat16 have vectors of it; elements are of that type here, and the
+        // pointers are what the call was checked for.
+        return unsafe { whole::run(pending) };
+    }
+    any(isa, pending);
+}
+
+dispatch! {
+    /// The same for any instruction set and width.
+    fn any<E>(pending: &Pending<E>) = any_set
+}
+
+#[inline(always)]
+fn any_set<S: Simd, E: Element>(pending: &Pending<E>) {
+    let vectors = pending.end.stored / S::LANES;
+    // SAFETY: the pointers are what the call was checked for; `dispatch` vouches for the instruction set.
+    unsafe { finish::<S, E>(&pending.end, pending.rows.clone(), vectors, pending.sums, false) }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod whole {
+    use super::super::{Pending, SIDE};
+    use crate::Act;
+    use std::arch::x86_64::*;
+
+    /// Whole vectors of bfloat16.
+    ///
+    /// # Safety
+    /// Elements are bfloat16; the machine has vectors of it; outputs, bias and constant have as many columns.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn run<E>(pending: &Pending<E>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match pending.end.stored {
+                SIDE => rows::<1, E>(pending),
+                _ => rows::<2, E>(pending),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As above.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rows<const N: usize, E>(pending: &Pending<E>) {
+        let Pending { end, rows, sums } = pending;
+        let zero = _mm512_setzero_ps();
+        let least = if end.act == Act::Relu { zero } else { _mm512_set1_ps(f32::NEG_INFINITY) };
+        // Loops, because a closure would not be compiled for these instructions.
+        let (mut constant, mut bias) = ([zero; N], [zero; N]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            for j in 0..N {
+                bias[j] = _mm512_loadu_ps(end.bias.add(j * SIDE));
+                if !end.constant.is_null() {
+                    constant[j] = _mm512_loadu_ps(end.constant.add(j * SIDE));
+                }
+            }
+            let mut sums = *sums;
+            for row in rows.clone() {
+                let out = (*end.out.add(row)).add(end.column).cast::<__m256i>();
+                if end.bias_stride > 0 {
+                    for (j, bias) in bias.iter_mut().enumerate() {
+                        *bias = _mm512_loadu_ps(end.bias_of(row).add(j * SIDE));
+                    }
+                }
+                let mut value = [zero; N];
+                for j in 0..N {
+                    let mut v = _mm512_add_ps(_mm512_loadu_ps(sums.add(j * SIDE)), bias[j]);
+                    if end.residual {
+                        let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(out.add(j)));
+                        v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves)));
+                    }
+                    // The value is the second operand, which is handed on when it is NaN.
+                    value[j] = _mm512_sub_ps(_mm512_max_ps(least, v), constant[j]);
+                }
+                if N == 2 {
+                    let both = _mm512_cvtne2ps_pbh(value[N - 1], value[0]);
+                    _mm512_storeu_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+                } else {
+                    let one = _mm512_cvtneps_pbh(value[0]);
+                    _mm256_storeu_si256(out, std::mem::transmute::<__m256bh, __m256i>(one));
+                }
+                sums = sums.add(N * SIDE);
+            }
+        }
+    }
+}
