@@ -75,8 +75,8 @@ pub(super) enum Layout {
     /// `[pair of rows][column][row of the pair]`: whatever is active, the cache lines that are read are used, and loads
     /// are whole vectors.
     Units,
-    /// Panels are one tile wide, pair by pair of rows, `[pair of rows][column][row of the pair]`, with zeros behind the
-    /// last row up to a whole step of tiles.
+    /// Panels are one tile wide, pair by pair of rows, `[pair of rows][column][row of the pair]`, in the order of
+    /// [`place_in_blocks`], with zeros behind the last row up to a whole step of tiles.
     Pairs,
 }
 
@@ -108,7 +108,19 @@ pub(super) fn unit_place(row: usize, column: usize) -> usize {
     row / 2 * (2 * UNIT) + 2 * column + row % 2
 }
 
-/// The same in a panel of `stored` columns whose rows lie in pairs.
+/// Place of a step in a reduction over `inputs` channels of `taps` taps that meets [`DEPTH`] channels of all taps before the
+/// next ones.
+pub(super) fn place_in_blocks(tap: usize, input: usize, taps: usize, inputs: usize) -> usize {
+    let first = input / DEPTH * DEPTH;
+    first * taps + tap * width_of_block(first, inputs) + input - first
+}
+
+/// Channels that are met together, of those from `first` on.
+pub(super) fn width_of_block(first: usize, inputs: usize) -> usize {
+    DEPTH.min(inputs - first)
+}
+
+/// Place of a weight in a panel of `stored` columns whose rows lie in pairs.
 pub(super) fn pair_place(row: usize, column: usize, stored: usize) -> usize {
     row / 2 * (2 * stored) + 2 * column + row % 2
 }
@@ -157,7 +169,10 @@ impl<E: Element> Filter<E> {
                         let (row, column) = (tap * panel.inputs + first + c, o - panel.c_out);
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
-                            Layout::Pairs => pair_place(row, column, panel.stored),
+                            Layout::Pairs => {
+                                let row = place_in_blocks(tap, first + c, taps, panel.inputs);
+                                pair_place(row, column, panel.stored)
+                            }
                             Layout::Panels => panel.row(row) + column,
                         };
                         out[at] = E::from_f32(w);
@@ -173,7 +188,9 @@ impl<E: Element> Filter<E> {
         });
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
-        let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1;
+        let one_block = layout != Layout::Pairs || g.c_in <= DEPTH;
+        let folded =
+            g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_block;
         Ok(Self {
             geometry: g,
             panels,

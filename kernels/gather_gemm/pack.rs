@@ -1,7 +1,7 @@
 //! Packs the active columns of a filter next to each other, so that the register tile meets dense panels.
 
 use super::Filter;
-use super::filter::{Panel, pair_place, unit_place};
+use super::filter::{Panel, pair_place, place_in_blocks, unit_place};
 use super::micro::{Segment, UNIT};
 use crate::Element;
 use crate::simd::tiles::{DEPTH, SIDE};
@@ -224,8 +224,9 @@ pub(super) fn copy_pairs<E: Element>(
         let from = &source[panel.offset..];
         let to = &mut packed[columns / SIDE * depth * SIDE..][..depth * SIDE];
         let (column, target) = (channel - panel.c_out, columns % SIDE);
-        for row in 0..taps * rows {
-            let place = row / rows * panel.inputs + row_of(row % rows);
+        for (tap, i) in (0..taps).flat_map(|tap| (0..rows).map(move |i| (tap, i))) {
+            let row = place_in_blocks(tap, i, taps, rows);
+            let place = place_in_blocks(tap, row_of(i), taps, panel.inputs);
             to[pair_place(row, target, SIDE)] = from[pair_place(place, column, SIDE)];
         }
         (taps * rows..depth).for_each(|row| to[pair_place(row, target, SIDE)] = E::from_f32(0.0));

@@ -6,7 +6,7 @@ use crate::{Element, Extent};
 use std::ops::Range;
 
 /// Walks over the pixels of maps in ascending order without dividing.
-struct Cursor {
+pub(super) struct Cursor {
     map: Extent,
     /// First pixel of the line, over the whole batch.
     line: usize,
@@ -15,14 +15,14 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new(map: Extent, pixel: usize) -> Self {
+    pub(super) fn new(map: Extent, pixel: usize) -> Self {
         let (n, within) = (pixel / map.pixels(), pixel % map.pixels());
         Self { map, line: pixel - within % map.w, n, y: within / map.w }
     }
 
     /// Sample, row and column of `pixel`.
     #[inline(always)]
-    fn locate(&mut self, pixel: usize) -> (usize, usize, usize) {
+    pub(super) fn locate(&mut self, pixel: usize) -> (usize, usize, usize) {
         if pixel - self.line >= 4 * self.map.w {
             *self = Self::new(self.map, pixel);
         }

@@ -4,7 +4,7 @@ use super::filter::{Layout, SLACK};
 use super::micro::Segment;
 use super::pack::LONGEST;
 use super::panel::Meets;
-use super::tiles;
+use super::tiles::{self, Operand};
 use crate::simd::tiles::DEPTH;
 use crate::{Buffer, Element, Result};
 use std::ops::Range;
@@ -27,10 +27,9 @@ pub struct Scratch<E> {
     pub(super) listed: Vec<u32>,
     pub(super) zeros: Buffer<E>,
     pub(super) sums: Buffer<f32>,
-    /// Gathered input of a block of rows, for tiles.
+    /// What tiles read of a block of rows, copies of it, and which sample's block it is.
+    pub(super) operand: Operand<E>,
     pub(super) gathered: Buffer<E>,
-    /// The steps of the reduction that it is of, and the sample and block.
-    pub(super) gathered_of: Option<Range<usize>>,
     pub(super) block: Option<(usize, usize)>,
     /// Panels packed for this call, one after another, as many as there is space for.
     pub(super) packed: Buffer<E>,
@@ -62,7 +61,7 @@ impl<E: Element> Scratch<E> {
             zeros,
             sums: Buffer::zeroed(0, "scratch")?,
             gathered,
-            gathered_of: None,
+            operand: Operand::default(),
             block: None,
             packed,
             packed_len: 0,
@@ -115,6 +114,7 @@ impl<E: Element> Scratch<E> {
         self.block = None;
         if filter.layout == Layout::Pairs {
             grow(&mut self.gathered, tiles::gathered_bytes(depth) / size_of::<E>(), "gathered rows")?;
+            self.operand.reserve(rows, depth);
         }
         if packs {
             self.packed_len = (depth.next_multiple_of(DEPTH) * filter.tile.columns).max(1);

@@ -11,15 +11,19 @@ pub(crate) const DEPTH: usize = 32;
 /// A product of up to two tiles of rows and two of columns.
 ///
 /// ```text
-/// sums[i][j] (+)= Σ_k a[i][k] · b[j / 16][k / 2][j % 16][k % 2]       k in 0..DEPTH·steps
+/// sums[i][j] (+)= Σ_s Σ_k a[i / 16][i % 16][offsets[s] + k] · b[j / 16][DEPTH·s + k][j % 16]
 /// ```
+///
+/// with `k` in `0..DEPTH`; two rows of `b` lie in turns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
-    /// First value of row 0.
-    pub(crate) a: *const bf16,
+    /// First value of each tile's row 0.
+    pub(crate) a: [*const bf16; 2],
+    /// Bytes from there to what each step reads.
+    pub(crate) offsets: *const usize,
     /// Bytes from row to row.
     pub(crate) pitch: usize,
-    /// Rows are in two tiles; otherwise in one.
+    /// Rows are in two tiles; otherwise in one, and `a[1]` is not read.
     pub(crate) two_rows: bool,
     /// The columns' tiles.
     pub(crate) b: [*const bf16; 2],
@@ -61,8 +65,7 @@ impl Tiles {
     /// Multiplies.
     ///
     /// # Safety
-    /// `16 · (1 + two_rows)` rows of `a` and `16 · steps` pairs of rows of each tile of `b` can be read, and as many sums
-    /// written.
+    /// 16 rows of each tile of `a` and `16 · steps` pairs of rows of each tile of `b` can be read, and as many sums written.
     #[inline(always)]
     pub(crate) unsafe fn multiply(&self, product: &Product) {
         // SAFETY: the caller's promise; `new` has made the thread ready.
@@ -95,9 +98,12 @@ unsafe fn in_software(p: &Product) {
     for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
         // SAFETY: the caller's promise.
         unsafe {
-            let row = p.a.byte_add(i * p.pitch);
+            let row = p.a[i / SIDE].byte_add(i % SIDE * p.pitch);
             let column = p.b[j / SIDE].add(2 * (j % SIDE));
-            let term = |k: usize| (*row.add(k)).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32();
+            let term = |k: usize| {
+                let a = row.byte_add(*p.offsets.add(k / DEPTH)).add(k % DEPTH);
+                (*a).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32()
+            };
             let sum = p.sums.add(i * columns + j);
             *sum = if p.adds { *sum } else { 0.0 } + (0..DEPTH * p.steps).map(term).sum::<f32>();
         }
@@ -174,26 +180,29 @@ pub(super) mod amx {
                 asm!(
                     $($begin,)*
                     "2:",
+                    "mov {i}, [{offsets}]",
+                    "add {offsets}, 8",
+                    "mov {a}, 64 # {a1}",
                     $($step,)*
-                    "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
+                    "add {b0}, 1024", "add {b1}, 1024",
                     "mov {i}, {lines}",
                     "test {i}, {i}", "jz 4f",
                     "3:", "prefetcht1 [{ahead}]", "add {ahead}, 64", "dec {i}", "jnz 3b",
                     "4:",
                     "dec {steps}", "jnz 2b",
                     $($store,)*
-                    a0 = inout(reg) p.a => _,
-                    a1 = inout(reg) p.a.wrapping_byte_add(SIDE * p.pitch) => _,
+                    a0 = in(reg) p.a[0],
+                    a1 = in(reg) p.a[1],
+                    offsets = inout(reg) p.offsets => _,
                     b0 = inout(reg) p.b[0] => _,
                     b1 = inout(reg) p.b[1] => _,
                     steps = inout(reg) p.steps => _,
                     ahead = inout(reg) p.ahead => _,
                     lines = in(reg) p.lines,
                     i = out(reg) _,
+                    a = out(reg) _,
                     pitch = in(reg) p.pitch,
-                    line = in(reg) 64usize,
                     sums = in(reg) p.sums,
-                    out_pitch = in(reg) 64 * (1 + usize::from(p.two_columns)),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
@@ -203,54 +212,75 @@ pub(super) mod amx {
         // SAFETY: the caller's promise.
         unsafe {
             macro_rules! tiles {
-                ($step:tt: $($tile:literal $place:literal)*) => {
+                ($row:literal, $step:tt: $($tile:literal $place:literal)*) => {
                     match p.adds {
                         true => product!(
-                            [$(concat!("tileloadd tmm", $tile, ", [{sums} + {out_pitch}", $place, "]"))*] $step
-                            [$(concat!("tilestored [{sums} + {out_pitch}", $place, "], tmm", $tile))*]
+                            [
+                                concat!("mov {i}, ", $row)
+                                $(concat!("tileloadd tmm", $tile, ", [{sums} + {i}", $place, "]"))*
+                            ]
+                            $step
+                            [
+                                concat!("mov {i}, ", $row)
+                                $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
+                            ]
                         ),
                         false => product!(
-                            [$(concat!("tilezero tmm", $tile))*] $step
-                            [$(concat!("tilestored [{sums} + {out_pitch}", $place, "], tmm", $tile))*]
+                            [$(concat!("tilezero tmm", $tile))*]
+                            $step
+                            [
+                                concat!("mov {i}, ", $row)
+                                $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
+                            ]
                         ),
                     }
                 };
             }
             match (p.two_rows, p.two_columns) {
                 (true, true) => tiles!(
+                    128,
                     [
-                        "tileloadd tmm6, [{b0} + {line}]"
-                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tileloadd tmm6, [{b0} + {a}]"
+                        "tileloadd tmm7, [{b1} + {a}]"
+                        "lea {a}, [{a0} + {i}]"
+                        "tileloadd tmm4, [{a} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
-                        "tileloadd tmm7, [{b1} + {line}]"
                         "tdpbf16ps tmm1, tmm4, tmm7"
-                        "tileloadd tmm5, [{a1} + {pitch}]"
+                        "lea {a}, [{a1} + {i}]"
+                        "tileloadd tmm5, [{a} + {pitch}]"
                         "tdpbf16ps tmm2, tmm5, tmm6"
                         "tdpbf16ps tmm3, tmm5, tmm7"
                     ]: 0 "" 1 " + 64" 2 " + 2048" 3 " + 2112"
                 ),
                 (true, false) => tiles!(
+                    64,
                     [
-                        "tileloadd tmm6, [{b0} + {line}]"
-                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tileloadd tmm6, [{b0} + {a}]"
+                        "lea {a}, [{a0} + {i}]"
+                        "tileloadd tmm4, [{a} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
-                        "tileloadd tmm5, [{a1} + {pitch}]"
+                        "lea {a}, [{a1} + {i}]"
+                        "tileloadd tmm5, [{a} + {pitch}]"
                         "tdpbf16ps tmm2, tmm5, tmm6"
                     ]: 0 "" 2 " + 1024"
                 ),
                 (false, true) => tiles!(
+                    128,
                     [
-                        "tileloadd tmm6, [{b0} + {line}]"
-                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tileloadd tmm6, [{b0} + {a}]"
+                        "tileloadd tmm7, [{b1} + {a}]"
+                        "lea {a}, [{a0} + {i}]"
+                        "tileloadd tmm4, [{a} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
-                        "tileloadd tmm7, [{b1} + {line}]"
                         "tdpbf16ps tmm1, tmm4, tmm7"
                     ]: 0 "" 1 " + 64"
                 ),
                 (false, false) => tiles!(
+                    64,
                     [
-                        "tileloadd tmm6, [{b0} + {line}]"
-                        "tileloadd tmm4, [{a0} + {pitch}]"
+                        "tileloadd tmm6, [{b0} + {a}]"
+                        "lea {a}, [{a0} + {i}]"
+                        "tileloadd tmm4, [{a} + {pitch}]"
                         "tdpbf16ps tmm0, tmm4, tmm6"
                     ]: 0 ""
                 ),
@@ -284,8 +314,11 @@ mod tests {
         ] {
             let width = steps * DEPTH + 32;
             let (a, b) = (whole(2 * SIDE * width), [whole(width * SIDE), whole(width * SIDE)]);
+            // Backwards, with tiles that overlap.
+            let offsets: Vec<usize> = (0..steps).rev().map(|step| 64 * step).collect();
             let product = |sums: &mut [f32]| Product {
-                a: a.as_ptr(),
+                a: [a.as_ptr(), a[5 * width..].as_ptr()],
+                offsets: offsets.as_ptr(),
                 pitch: 2 * width,
                 two_rows,
                 b: [b[0].as_ptr(), b[1].as_ptr()],

@@ -1,18 +1,19 @@
-//! Blocks of rows × panels on processors that multiply tiles: rows that do not lie evenly are gathered next to each other,
-//! and then every panel meets them.
+//! Blocks of rows × panels on processors that multiply tiles. A tile reads sixteen rows that lie evenly: where those of a
+//! block do not, they are copied first, and then every panel meets them.
 
-mod gather;
+mod operand;
 mod write;
 
 use super::cpu::{Job, epilogue, evenly, piece};
 use super::filter::Tile;
-use super::micro::{Epilogue, Segment};
+use super::micro::Epilogue;
 use super::panel::{place, prepare, reduce};
 use super::rows::point;
 use super::scratch::Scratch;
-use super::{Filter, GatherGemm, Placement};
+use super::{Filter, GatherGemm};
 use crate::simd::tiles::{DEPTH, Product, SIDE, Tiles};
 use crate::{Element, Isa};
+pub(super) use operand::Operand;
 use smallvec::SmallVec;
 use std::ops::Range;
 
@@ -30,18 +31,18 @@ const RESIDENT_BYTES: usize = 512 << 10;
 
 /// The most rows of a block.
 fn block_rows(depth: usize) -> usize {
-    (GATHERED_BYTES / gather::pitch(depth) / SIDE * SIDE).clamp(TILE.rows, MOST_ROWS)
+    (GATHERED_BYTES / operand::pitch(depth) / SIDE * SIDE).clamp(TILE.rows, MOST_ROWS)
 }
 
 /// Bytes that the gathered rows of a block take, for any reduction over up to `depth`.
 pub(super) fn gathered_bytes(depth: usize) -> usize {
-    (MOST_ROWS * gather::pitch(depth)).min(GATHERED_BYTES).max(TILE.rows * gather::pitch(depth))
+    (MOST_ROWS * operand::pitch(depth)).min(GATHERED_BYTES).max(TILE.rows * operand::pitch(depth))
 }
 
 /// Products whose rows meet a part of a panel while it is in the first-level cache.
 const GROUP: usize = 2;
 /// Steps of a reduction in such a part.
-const PART_STEPS: usize = 8;
+const PART_STEPS: usize = 9;
 /// Sums that are kept: while those of a group are computed, the ones before are written.
 pub(super) const KEPT_SUMS: usize = 2 * GROUP * SUMS;
 
@@ -61,25 +62,12 @@ fn rows_of(job: &Job<'_>, block: usize) -> Range<usize> {
     row(block)..row(block + 1)
 }
 
-/// Steps of a reduction.
-fn depth(segments: &[Segment]) -> usize {
-    segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize)
-}
-
-/// Rows that products read.
-#[derive(Clone, Copy)]
-struct Operand<E> {
-    start: *const E,
-    /// Bytes from row to row.
-    pitch: usize,
-    /// Rows that are no longer part of the block must not be read.
-    ends: bool,
-}
-
 /// Sums that wait to be written.
 struct Pending<E> {
     end: Epilogue<E>,
+    /// Rows of the block, and for each row of the block which row of its product it is.
     rows: Range<usize>,
+    at: *const u8,
     sums: *const f32,
 }
 
@@ -101,11 +89,10 @@ pub(super) fn run_chunk<E: Element>(
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };
     if scratch.block != Some((job.sample, block)) {
         scratch.block = Some((job.sample, block));
-        scratch.gathered_of = None;
+        scratch.operand.forget();
         point(filter, call, rows.start, 0..rows.len(), n_taps, scratch, output);
         reduce(filter, job, folded, scratch);
     }
-    let even = g.is_pointwise() && (call.input_rows == Placement::Compact || call.active.rows.is_all());
     let tiles = Tiles::new(isa);
     let kept = scratch.sums.as_mut_slice();
     assert!(kept.len() >= KEPT_SUMS);
@@ -113,57 +100,48 @@ pub(super) fn run_chunk<E: Element>(
     let mut pending = SmallVec::<[Pending<E>; GROUP]>::new();
     let mut turn = 0;
     for column in columns {
-        if job.c_out.is_some() {
-            // Their bias lies where that of the next panel will.
+        if job.c_out.is_some() || g.groups > 1 {
+            // Their bias lies where that of the next panel will, or their rows.
             pending.drain(..).for_each(|pending| write::run(isa, &pending));
         }
         let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
-        let depth = depth(&scratch.segments);
-        let operand = if even && rows.len() >= TILE.rows && depth.is_multiple_of(DEPTH) && depth > 0 {
-            let start = scratch.taps[0].wrapping_add(scratch.segments[0].c_in as usize);
-            Operand { start, pitch: g.c_in * size_of::<E>(), ends: true }
-        } else {
-            gather::run(isa, scratch, rows.len(), n_taps, depth)
-        };
+        operand::ready(isa, filter, call, (rows.start, rows.len()), n_taps, scratch);
         let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
         let end = epilogue(filter, call, job, &panel, scratch);
         let two_columns = panel.stored > SIDE;
-        let steps = depth.div_ceil(DEPTH);
-        let strips = rows.len().div_ceil(TILE.rows);
-        let lines = steps * SIDE * (1 + usize::from(two_columns));
-        let mut ahead = Ahead::new(next.map(|next| next.units[0]), lines, steps * strips);
-        for group in (0..strips).step_by(GROUP) {
-            let group = group..strips.min(group + GROUP);
+        let Operand { windows, at, offsets, pitch, .. } = &scratch.operand;
+        let products = windows.len().div_ceil(2);
+        let lines = offsets.len() * SIDE * (1 + usize::from(two_columns));
+        let mut ahead = Ahead::new(next.map(|next| next.units[0]), lines, offsets.len() * products);
+        for group in windows.chunks(2 * GROUP) {
             turn = 1 - turn;
-            let sums = |strip: usize| kept.wrapping_add((turn * GROUP + strip % GROUP) * SUMS);
-            let place = |strip: usize| {
-                let rows = strip * TILE.rows..rows.len().min((strip + 1) * TILE.rows);
-                let two = rows.len() > SIDE;
-                let tall = SIDE * (1 + usize::from(two));
-                let start = if operand.ends { rows.start.min(rows.end - tall) } else { rows.start };
-                (rows, start, two)
-            };
-            let parts = if group.len() > 1 { steps.div_ceil(PART_STEPS) } else { 1 }.max(1);
-            for (part, strip) in (0..parts).flat_map(|part| group.clone().map(move |strip| (part, strip))) {
-                let steps = piece(steps, parts, part)..piece(steps, parts, part + 1);
-                let (_, start, two_rows) = place(strip);
+            let sums = |product: usize| kept.wrapping_add((turn * GROUP + product) * SUMS);
+            let products = group.len().div_ceil(2);
+            let last = group[group.len() - 1];
+            write::ask(isa, &end, group[0].first as usize..(last.first + last.rows) as usize);
+            let parts = if products > 1 { offsets.len().div_ceil(PART_STEPS) } else { 1 }.max(1);
+            for (part, product) in
+                (0..parts).flat_map(|part| (0..products).map(move |product| (part, product)))
+            {
+                let steps = piece(offsets.len(), parts, part)..piece(offsets.len(), parts, part + 1);
                 let (asked, lines) = ahead.take(steps.len());
-                let a = operand.start.wrapping_byte_add(start * operand.pitch);
+                let (one, two) = (&group[2 * product], group.get(2 * product + 1));
                 let product = Product {
-                    a: a.wrapping_add(steps.start * DEPTH).cast(),
-                    pitch: operand.pitch,
-                    two_rows,
+                    a: [one.start.cast(), two.unwrap_or(one).start.cast()],
+                    offsets: offsets[steps.clone()].as_ptr(),
+                    pitch: *pitch,
+                    two_rows: two.is_some(),
                     b: panel.rows.units.map(|b| b.wrapping_add(steps.start * DEPTH * SIDE).cast()),
                     two_columns,
                     steps: steps.len(),
-                    sums: sums(strip),
+                    sums: sums(product),
                     adds: part > 0,
                     ahead: asked,
                     lines,
                 };
-                // SAFETY: the operand has as many rows, or whole tiles of them were gathered; the panel has as many columns;
-                // the sums have room for four tiles.
+                // SAFETY: windows are of sixteen rows that can be read; the panel has as many columns; the sums have room for
+                // four tiles.
                 unsafe {
                     match steps.len() {
                         0 => product.sums.write_bytes(0, SUMS),
@@ -171,13 +149,12 @@ pub(super) fn run_chunk<E: Element>(
                     }
                 }
             }
-            let done = group.map(|strip| {
-                let (rows, start, _) = place(strip);
-                let skipped = (rows.start - start) * SIDE * (1 + usize::from(two_columns));
-                Pending { end, rows, sums: sums(strip).wrapping_add(skipped) }
-            });
             pending.drain(..).for_each(|pending| write::run(isa, &pending));
-            pending.extend(done);
+            pending.extend(group.chunks(2).enumerate().map(|(product, windows)| {
+                let last = windows[windows.len() - 1];
+                let rows = windows[0].first as usize..(last.first + last.rows) as usize;
+                Pending { end, rows, at: at.as_ptr(), sums: sums(product) }
+            }));
         }
     }
     pending.iter().for_each(|pending| write::run(isa, pending));

@@ -1,9 +1,10 @@
 //! Writes the sums of a product.
 
-use super::super::micro::finish;
+use super::super::micro::{Epilogue, finish};
 use super::Pending;
 use crate::simd::{Simd, dispatch};
 use crate::{Element, Isa};
+use std::ops::Range;
 
 /// Bias, residual, activation, constant, store.
 pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
@@ -17,6 +18,19 @@ pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
 }
 
 dispatch! {
+    /// Asks for what will be written, and with a residual read.
+    pub(super) fn ask<E>(end: &Epilogue<E>, rows: Range<usize>) = ask_set
+}
+
+#[inline(always)]
+fn ask_set<S: Simd, E: Element>(end: &Epilogue<E>, rows: Range<usize>) {
+    for row in rows {
+        // SAFETY: there are as many rows; asking for an address never faults.
+        unsafe { S::prefetch_write((*end.out.add(row)).wrapping_add(end.column).cast()) }
+    }
+}
+
+dispatch! {
     /// The same for any instruction set and width.
     fn any<E>(pending: &Pending<E>) = any_set
 }
@@ -25,7 +39,12 @@ dispatch! {
 fn any_set<S: Simd, E: Element>(pending: &Pending<E>) {
     let vectors = pending.end.stored / S::LANES;
     // SAFETY: the pointers are what the call was checked for; `dispatch` vouches for the instruction set.
-    unsafe { finish::<S, E>(&pending.end, pending.rows.clone(), vectors, pending.sums, false) }
+    unsafe {
+        for row in pending.rows.clone() {
+            let sums = pending.sums.add(*pending.at.add(row) as usize * pending.end.stored);
+            finish::<S, E>(&pending.end, row..row + 1, vectors, sums, false);
+        }
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -53,7 +72,7 @@ mod whole {
     /// As above.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn rows<const N: usize, E>(pending: &Pending<E>) {
-        let Pending { end, rows, sums } = pending;
+        let Pending { end, rows, sums, at } = pending;
         let zero = _mm512_setzero_ps();
         let least = if end.act == Act::Relu { zero } else { _mm512_set1_ps(f32::NEG_INFINITY) };
         // Loops, because a closure would not be compiled for these instructions.
@@ -66,8 +85,8 @@ mod whole {
                     constant[j] = _mm512_loadu_ps(end.constant.add(j * SIDE));
                 }
             }
-            let mut sums = *sums;
             for row in rows.clone() {
+                let sums = sums.add(*at.add(row) as usize * N * SIDE);
                 let out = (*end.out.add(row)).add(end.column).cast::<__m256i>();
                 if end.bias_stride > 0 {
                     for (j, bias) in bias.iter_mut().enumerate() {
@@ -91,7 +110,6 @@ mod whole {
                     let one = _mm512_cvtneps_pbh(value[0]);
                     _mm256_storeu_si256(out, std::mem::transmute::<__m256bh, __m256i>(one));
                 }
-                sums = sums.add(N * SIDE);
             }
         }
     }

@@ -1,0 +1,310 @@
+//! What products read of a block of rows: windows of sixteen, whose rows lie evenly.
+
+use super::super::filter::{place_in_blocks, width_of_block};
+use super::super::micro::Segment;
+use super::super::rows::Cursor;
+use super::super::scratch::Scratch;
+use super::super::{Filter, GatherGemm, Placement};
+use crate::simd::tiles::{DEPTH, SIDE};
+use crate::simd::{Simd, dispatch};
+use crate::{ConvGeometry, Element, Isa};
+use std::ops::Range;
+
+/// Up to sixteen rows of a block that a tile reads.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Window<E> {
+    /// What row 0 of the tile reads.
+    pub(super) start: *const E,
+    /// First row of the block and number of them; which rows of the tile they are stands elsewhere.
+    pub(super) first: u32,
+    pub(super) rows: u32,
+}
+
+/// Rows that lie evenly, without or with what was copied for them.
+pub(in super::super) struct Operand<E> {
+    /// Windows, two of which make a product.
+    pub(super) windows: Vec<Window<E>>,
+    /// For each row of the block, which row of its product it is.
+    pub(super) at: Vec<u8>,
+    /// Bytes from a window's start to what each step reads.
+    pub(super) offsets: Vec<usize>,
+    /// Bytes from one row of a tile to the next.
+    pub(super) pitch: usize,
+    /// The input channels and steps it is of.
+    of: Option<Range<usize>>,
+    /// Lines of maps that were copied.
+    strips: Vec<Lines>,
+}
+
+/// Consecutive lines of one map.
+#[derive(Clone, Copy)]
+struct Lines {
+    sample: usize,
+    /// First output line that is computed from them, and the last.
+    first: usize,
+    last: usize,
+    /// Where the first line lies, in lines.
+    place: usize,
+}
+
+impl<E> Default for Operand<E> {
+    fn default() -> Self {
+        let (windows, at, offsets, strips) = (vec![], vec![], vec![], vec![]);
+        Self { windows, at, offsets, pitch: 0, of: None, strips }
+    }
+}
+
+impl<E> Operand<E> {
+    /// Room for blocks of `rows` rows and reductions over `depth`.
+    pub(in super::super) fn reserve(&mut self, rows: usize, depth: usize) {
+        self.forget();
+        self.at.clear();
+        self.offsets.clear();
+        self.strips.clear();
+        self.windows.reserve(rows);
+        self.at.reserve(rows);
+        self.offsets.reserve(depth.div_ceil(DEPTH));
+        self.strips.reserve(rows);
+    }
+
+    /// What there is is of another block.
+    pub(in super::super) fn forget(&mut self) {
+        self.of = None;
+        self.windows.clear();
+    }
+
+    /// Windows of rows that follow each other, `pitch` apart. With `ends` nothing may be read behind the last.
+    fn consecutive(&mut self, start: *const E, rows: usize, pitch: usize, ends: bool) {
+        self.windows.clear();
+        self.at.clear();
+        for first in (0..rows).step_by(SIDE) {
+            let count = SIDE.min(rows - first);
+            let skipped = if ends { SIDE - count } else { 0 };
+            let start = start.wrapping_byte_add((first - skipped) * pitch);
+            let odd = first % (2 * SIDE);
+            self.at.extend((skipped..skipped + count).map(|at| (odd + at) as u8));
+            self.windows.push(Window { start, first: first as u32, rows: count as u32 });
+        }
+        self.pitch = pitch;
+    }
+}
+
+/// Bytes from one copied row to the next, for `channels` values: an odd number of cache lines, so that rows lie in different
+/// sets of the first-level cache.
+pub(super) fn pitch(channels: usize) -> usize {
+    let lines = channels.div_ceil(DEPTH);
+    64 * (lines + usize::from(lines.is_multiple_of(2)))
+}
+
+/// Steps of a reduction.
+pub(super) fn depth(segments: &[Segment]) -> usize {
+    segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize)
+}
+
+/// Readies what the `rows` rows of a block from `first_row` on read, for the reduction in `scratch`.
+pub(super) fn ready<E: Element>(
+    isa: Isa,
+    filter: &Filter<E>,
+    call: &GatherGemm<'_, [E]>,
+    (first_row, rows): (usize, usize),
+    n_taps: usize,
+    scratch: &mut Scratch<E>,
+) {
+    let g = filter.geometry();
+    // Of the first tap; folded taps are longer than a pixel's channels.
+    let first = scratch.segments.first().map_or(0, |segment| segment.c_in as usize);
+    let depth = depth(&scratch.segments);
+    let len = depth / n_taps;
+    let of = Some(first..depth);
+    if scratch.operand.of == of {
+        return;
+    }
+    let even = g.is_pointwise() && (call.input_rows == Placement::Compact || call.active.rows.is_all());
+    let whole = len > 0 && len.is_multiple_of(DEPTH);
+    if even && whole && rows >= SIDE {
+        let start = scratch.taps[0].wrapping_add(first);
+        scratch.operand.consecutive(start, rows, g.c_in * size_of::<E>(), true);
+        step_by_step(&mut scratch.operand, depth);
+    } else if !(g.kernel > 1
+        && g.stride == 1
+        && n_taps == g.kernel * g.kernel
+        && whole
+        && map(isa, g, call, (first_row, rows), (first, len), scratch))
+    {
+        let pitch = pitch(depth);
+        assert!(rows * pitch <= scratch.gathered.len() * size_of::<E>());
+        let to = scratch.gathered.as_mut_slice().as_mut_ptr();
+        gather(isa, &scratch.taps[..rows * n_taps], n_taps, first..first + len, to);
+        scratch.operand.consecutive(to, rows, pitch, false);
+        step_by_step(&mut scratch.operand, depth);
+    }
+    scratch.operand.of = of;
+}
+
+/// Every step reads what follows.
+fn step_by_step<E>(operand: &mut Operand<E>, depth: usize) {
+    operand.offsets.clear();
+    operand.offsets.extend((0..depth.div_ceil(DEPTH)).map(|step| 64 * step));
+}
+
+dispatch! {
+    /// Copies what each row reads of every tap next to each other, in the order of [`place_in_blocks`], with zeros behind it.
+    /// `taps` are `[n_taps][rows]` pointers to whole pixels, of which `channels` are read.
+    fn gather<E>(taps: &[*const E], n_taps: usize, channels: Range<usize>, to: *mut E) = gather_set
+}
+
+#[inline(always)]
+fn gather_set<S: Simd, E: Element>(taps: &[*const E], n_taps: usize, channels: Range<usize>, to: *mut E) {
+    let len = channels.len();
+    let (rows, depth) = (taps.len() / n_taps, n_taps * len);
+    for row in 0..rows {
+        let mut at = to.wrapping_byte_add(row * pitch(depth));
+        // SAFETY: taps point to whole pixels; there is room for whole steps of every row.
+        unsafe {
+            for block in (0..len).step_by(DEPTH) {
+                let width = width_of_block(block, len);
+                for tap in 0..n_taps {
+                    copy(taps[tap * rows + row].add(channels.start + block), at, width);
+                    at = at.add(width);
+                }
+            }
+            at.write_bytes(0, depth.next_multiple_of(DEPTH) - depth);
+        }
+    }
+}
+
+/// Copies up to [`DEPTH`] elements.
+///
+/// # Safety
+/// They can be read and written.
+#[inline(always)]
+unsafe fn copy<E: Element>(from: *const E, to: *mut E, len: usize) {
+    // SAFETY: the caller's promise. Of a length between two powers the ends are copied, which overlap.
+    unsafe {
+        match len {
+            DEPTH => std::ptr::copy_nonoverlapping(from, to, DEPTH),
+            16.. => {
+                std::ptr::copy_nonoverlapping(from, to, 16);
+                std::ptr::copy_nonoverlapping(from.add(len - 16), to.add(len - 16), 16);
+            }
+            8.. => {
+                std::ptr::copy_nonoverlapping(from, to, 8);
+                std::ptr::copy_nonoverlapping(from.add(len - 8), to.add(len - 8), 8);
+            }
+            _ => std::ptr::copy_nonoverlapping(from, to, len),
+        }
+    }
+}
+
+/// Most rows of tiles for each row of the block.
+const MOST_WASTE: f32 = 1.7;
+
+/// Copies the lines of the maps that the rows read, with zeros around; a window is sixteen neighbouring positions there. False
+/// where that does not pay or there is no room.
+fn map<E: Element>(
+    isa: Isa,
+    g: &ConvGeometry,
+    call: &GatherGemm<'_, [E]>,
+    (first_row, rows): (usize, usize),
+    (first, len): (usize, usize),
+    scratch: &mut Scratch<E>,
+) -> bool {
+    let active = call.active.rows;
+    let width = g.output.w + g.kernel - 1;
+    let pitch = pitch(len);
+    let Scratch { gathered, operand, .. } = scratch;
+    let Operand { windows, at, strips, .. } = operand;
+    (windows.clear(), at.clear(), strips.clear());
+    let base = gathered.as_mut_slice().as_mut_ptr();
+    let mut cursor = Cursor::new(g.output, active.pixel(first_row));
+    let mut lines = 0;
+    let mut start = 0;
+    for row in 0..rows {
+        let (n, y, x) = cursor.locate(active.pixel(first_row + row));
+        match strips.last_mut() {
+            Some(strip) if strip.sample == n && y < strip.last + g.kernel => {
+                lines += y - strip.last;
+                strip.last = y;
+            }
+            _ => {
+                strips.push(Lines { sample: n, first: y, last: y, place: lines });
+                lines += g.kernel;
+            }
+        }
+        let strip = strips[strips.len() - 1];
+        let position = (strip.place + y - strip.first) * width + x;
+        match windows.last_mut() {
+            Some(window) if position < start + SIDE => window.rows += 1,
+            _ => {
+                start = position;
+                let start = base.wrapping_byte_add(position * pitch);
+                windows.push(Window { start, first: row as u32, rows: 1 });
+            }
+        }
+        at.push((position - start + SIDE * ((windows.len() - 1) % 2)) as u8);
+    }
+    let taps = g.kernel * g.kernel;
+    let room = gathered.len() * size_of::<E>();
+    // A tile reads behind the last line.
+    let needed = (lines * width + SIDE) * pitch;
+    let tall = (windows.len() * SIDE) as f32 > MOST_WASTE * rows as f32 + SIDE as f32;
+    if needed > room || tall || lines * width > rows * taps / 2 {
+        return false;
+    }
+    for strip in &*strips {
+        let to = base.wrapping_byte_add(strip.place * width * pitch);
+        copy_lines(isa, g, call.input, strip, &(first..first + len), to);
+    }
+    operand.pitch = pitch;
+    operand.offsets.clear();
+    for block in (0..len).step_by(DEPTH) {
+        let tap = |tap: usize| (tap / g.kernel * width + tap % g.kernel) * pitch + block * size_of::<E>();
+        operand.offsets.extend((0..taps).map(tap));
+        debug_assert_eq!(place_in_blocks(1, block, taps, len) - place_in_blocks(0, block, taps, len), DEPTH);
+    }
+    true
+}
+
+dispatch! {
+    /// Copies `channels` of the lines that a strip reads, with zeros around.
+    fn copy_lines<E>(
+        g: &ConvGeometry,
+        input: &[E],
+        strip: &Lines,
+        channels: &Range<usize>,
+        to: *mut E,
+    ) = copy_lines_set
+}
+
+#[inline(always)]
+fn copy_lines_set<S: Simd, E: Element>(
+    g: &ConvGeometry,
+    input: &[E],
+    strip: &Lines,
+    channels: &Range<usize>,
+    to: *mut E,
+) {
+    let width = g.output.w + g.kernel - 1;
+    let pitch = pitch(channels.len());
+    for line in 0..strip.last - strip.first + g.kernel {
+        let to = to.wrapping_byte_add(line * width * pitch);
+        let y = (strip.first + line).wrapping_sub(g.pad_top);
+        let inside = if y < g.input.h { g.input.w.min(width - g.pad_left) } else { 0 };
+        // SAFETY: there is room for as many lines.
+        unsafe {
+            to.cast::<u8>().write_bytes(0, g.pad_left * pitch);
+            let to = to.byte_add(g.pad_left * pitch);
+            if inside > 0 {
+                let line = &input[(strip.sample * g.input.pixels() + y * g.input.w) * g.c_in..];
+                for (x, pixel) in line.chunks_exact(g.c_in).take(inside).enumerate() {
+                    let to = to.byte_add(x * pitch);
+                    for (block, from) in pixel[channels.clone()].chunks_exact(DEPTH).enumerate() {
+                        copy(from.as_ptr(), to.add(block * DEPTH), DEPTH);
+                    }
+                }
+            }
+            let right = width - g.pad_left - inside;
+            to.byte_add(inside * pitch).cast::<u8>().write_bytes(0, right * pitch);
+        }
+    }
+}
