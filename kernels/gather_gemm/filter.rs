@@ -142,7 +142,7 @@ impl<E: Element> Filter<E> {
     ) -> Result<Self> {
         let g = spec.geometry;
         spec.check("filter")?;
-        let (tile, deep) = (tile_for(isa, &g), tile(isa));
+        let (tile, deep) = (tile_for(isa, &g), vector_tiles(isa)[0]);
         let in_units = spec.output_group.is_some_and(|group| group.is_multiple_of(UNIT))
             && g.c_in.is_multiple_of(UNIT)
             && deep.columns.is_multiple_of(2 * UNIT);
@@ -340,18 +340,18 @@ const MANY_PIXELS: usize = 784;
 
 /// The GEMM tile of a convolution.
 fn tile_for(isa: Isa, g: &ConvGeometry) -> Tile {
-    let [deep, wide] = tiles(isa);
+    let [deep, wide] = vector_tiles(isa);
     let short = g.kernel * g.kernel * g.c_in <= SHORT && g.output.pixels() >= MANY_PIXELS;
     if g.groups == 1 && short && g.c_out.is_multiple_of(wide.columns) { wide } else { deep }
 }
 
-/// The GEMM tile of an instruction set, for all but short reductions.
+/// The GEMM tile of an instruction set, for all but short reductions; of bfloat16 where it multiplies tiles of that.
 pub fn tile(isa: Isa) -> Tile {
-    tiles(isa)[0]
+    if isa.has_tiles() { tiles::TILE } else { vector_tiles(isa)[0] }
 }
 
 /// The usual tile, and the one for short reductions.
-fn tiles(isa: Isa) -> [Tile; 2] {
+fn vector_tiles(isa: Isa) -> [Tile; 2] {
     fn of<S: Simd>() -> [Tile; 2] {
         [(S::NV, S::MR), S::WIDE].map(|(vectors, rows)| Tile {
             lanes: S::LANES,

@@ -201,8 +201,67 @@ pub(super) fn copy_split_units<E: Element>(
     }
 }
 
-/// As [`copy`] from a filter whose rows lie in pairs, into tiles of columns one after another. `channels` are all of one
-/// window of inputs.
+dispatch! {
+    /// As [`copy`] from a filter whose rows lie in pairs, into tiles of columns one after another, where both lists name whole
+    /// units. `units` are those that fill the tiles.
+    pub(super) fn copy_pair_units<E>(
+        filter: &Filter<E>,
+        units: &[usize],
+        inputs: Option<&[u32]>,
+        packed: &mut [E],
+    ) = copy_pair_units_set
+}
+
+#[inline(always)]
+fn copy_pair_units_set<S: Simd, E: Element>(
+    filter: &Filter<E>,
+    units: &[usize],
+    inputs: Option<&[u32]>,
+    packed: &mut [E],
+) {
+    const HALF: usize = 2 * UNIT;
+    let g = filter.geometry();
+    let (taps, rows) = (g.kernel * g.kernel, inputs.map_or(g.c_in, <[u32]>::len));
+    let depth = (taps * rows).next_multiple_of(DEPTH);
+    if rows == 0 {
+        return;
+    }
+    assert!(rows.is_multiple_of(UNIT) && units.len().div_ceil(2) * depth * SIDE <= packed.len());
+    assert!(inputs.is_none_or(|list| list.iter().all(|&c| (c as usize) < g.c_in)));
+    for (pair, packed) in units.chunks(2).zip(packed.chunks_exact_mut(depth * SIDE)) {
+        // Where there is no second unit any will do: nobody writes its columns.
+        let [a, b] = [pair[0], pair[pair.len() - 1]].map(|unit| {
+            let panel = &filter.panels[unit * UNIT / SIDE];
+            let lane = 2 * (unit * UNIT - panel.c_out);
+            filter.data.as_slice()[panel.offset + lane..][..taps * g.c_in * SIDE - lane].as_ptr()
+        });
+        let mut to = packed.as_mut_ptr();
+        for block in (0..rows).step_by(DEPTH) {
+            for tap in 0..taps {
+                for i in (block..rows.min(block + DEPTH)).step_by(UNIT) {
+                    let input = |i: usize| inputs.map_or(i, |list| list[i] as usize);
+                    let at = place_in_blocks(tap, input(i), taps, g.c_in) * SIDE;
+                    let ahead =
+                        place_in_blocks(tap, input((i + DEPTH).min(rows - UNIT)), taps, g.c_in) * SIDE;
+                    for row in 0..UNIT / 2 {
+                        let step = row * 2 * SIDE;
+                        // SAFETY: `at` is the first of a unit of rows of the panel, and `to` has room for as many.
+                        unsafe {
+                            S::prefetch(a.wrapping_add(ahead + step).cast());
+                            S::prefetch(b.wrapping_add(ahead + step).cast());
+                            std::ptr::copy_nonoverlapping(a.add(at + step), to, HALF);
+                            std::ptr::copy_nonoverlapping(b.add(at + step), to.add(HALF), HALF);
+                        }
+                        to = to.wrapping_add(2 * SIDE);
+                    }
+                }
+            }
+        }
+        packed[taps * rows * SIDE..].fill(E::from_f32(0.0));
+    }
+}
+
+/// As [`copy_pair_units`] where a list splits units. `channels` are all of one window of inputs.
 pub(super) fn copy_pairs<E: Element>(
     filter: &Filter<E>,
     channels: impl Iterator<Item = usize>,

@@ -9,6 +9,7 @@ use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
 use crate::simd::tiles::{DEPTH, SIDE};
 use crate::{Element, Isa};
+use smallvec::SmallVec;
 use std::ops::Range;
 
 /// A panel ready to be multiplied with.
@@ -213,12 +214,17 @@ fn packed<E: Element>(
         scratch.packed_of[slot] = (job.sample, column);
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
-        if filter.layout == Layout::Pairs {
+        let whole = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
+        if filter.layout == Layout::Pairs && g.groups == 1 && whole && g.c_in.is_multiple_of(UNIT) {
+            let unit = |i: usize| channel(span.start + i * UNIT) / UNIT;
+            let units: SmallVec<[usize; PACKED_UNITS]> = (0..span.len().div_ceil(UNIT)).map(unit).collect();
+            pack::copy_pair_units(isa, filter, &units, inputs, packed);
+        } else if filter.layout == Layout::Pairs {
             pack::copy_pairs(filter, span.clone().map(channel), inputs, window, packed);
         } else if filter.layout == Layout::Panels {
             let panel = Columns::new(filter, span.clone().map(channel));
             pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
-        } else if in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT) {
+        } else if whole {
             // Where there is no such unit, any will do: nobody writes its columns.
             let unit = |i: usize| channel((span.start + i * UNIT).min(span.end - 1)) / UNIT;
             let units: [usize; PACKED_UNITS] = std::array::from_fn(unit);

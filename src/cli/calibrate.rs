@@ -129,6 +129,8 @@ impl Calibrate {
     fn target(&self) -> Result<Target> {
         let Device::Cuda(number) = self.device else {
             let isa = self.isa.as_deref().map_or_else(|| Ok(self.dtype.best_isa()), Isa::named)?;
+            let tiles = isa.name() == "amx" && self.dtype != Element::Bf16;
+            ensure!(!tiles, "--isa amx: multiplies tiles of bf16; f32 takes {} there", Isa::detect().name());
             return Ok(Target::cpu(isa, self.dtype));
         };
         ensure!(self.threads.is_empty(), "--threads: of the CPU only, cuda:{number} has none to choose");
