@@ -24,11 +24,14 @@ import numpy as np
 
 import export
 
-REFERENCE = "onnxruntime"
+REFERENCE = {"f32": "onnxruntime", "bf16": "openvino"}
+TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}
 SETTLE = 0.02  # seconds between turns: an engine's idle threads may spin on for a moment
 
 
-def open_onnxruntime(path, batch, threads):
+def open_onnxruntime(path, batch, threads, dtype):
+    if dtype != "f32":
+        raise ValueError(f"ONNX Runtime has no {dtype} on the CPU")
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -41,7 +44,7 @@ def open_onnxruntime(path, batch, threads):
     return lambda image: session.run(None, {"input": image})[0]
 
 
-def open_openvino(path, batch, threads):
+def open_openvino(path, batch, threads, dtype):
     import openvino as ov
 
     core = ov.Core()
@@ -49,7 +52,7 @@ def open_openvino(path, batch, threads):
     model.reshape([batch, 3, export.SIDE, export.SIDE])
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": dtype,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
@@ -65,10 +68,10 @@ def open_openvino(path, batch, threads):
 PEERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
 
 
-def serve(pipe, engine, path, batch, threads):
+def serve(pipe, engine, path, batch, threads, dtype):
     """A peer's process: answers (iterations, warm_up) with times in ms, and None by leaving."""
     try:
-        infer = PEERS[engine](path, batch, threads)
+        infer = PEERS[engine](path, batch, threads, dtype)
         image = np.random.default_rng(1).standard_normal((batch, 3, export.SIDE, export.SIDE), dtype=np.float32)
         pipe.send(infer(image))
         while request := pipe.recv():
@@ -88,10 +91,10 @@ def serve(pipe, engine, path, batch, threads):
 class Peer:
     """An engine in a process of its own, holding one network."""
 
-    def __init__(self, engine, path, batch, threads):
+    def __init__(self, engine, path, batch, threads, dtype):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, engine, str(path), batch, threads)
+        arguments = (theirs, engine, str(path), batch, threads, dtype)
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
@@ -117,9 +120,9 @@ class Peer:
 class Laud:
     """Our binary, started anew for each turn; it times itself, so starting is not counted."""
 
-    def __init__(self, binary, model, batch, threads):
+    def __init__(self, binary, model, batch, threads, dtype):
         self.command = [str(binary), "bench", "--model", model, "--batch", str(batch)]
-        self.command += ["--threads", str(threads), "--json"]
+        self.command += ["--threads", str(threads), "--dtype", dtype, "--json"]
 
     def turn(self, iterations, warm_up):
         command = [*self.command, "--iterations", str(iterations), "--warm-up", str(warm_up)]
@@ -141,14 +144,14 @@ def open_engines(args, model, batch, threads):
         args.models_dir.mkdir(parents=True, exist_ok=True)
         export.onnx.save(export.build(model)[0], path)
     for name in args.engines:
-        engines[name] = Peer(name, path, batch, threads)
+        engines[name] = Peer(name, path, batch, threads, args.dtype)
     outputs = [peer.logits for peer in engines.values()]
     for other in outputs[1:]:
         error = np.abs(other - outputs[0]).max() / np.abs(outputs[0]).max()
-        if not error < 1e-3:
+        if not error < TOLERANCE[args.dtype]:
             raise ValueError(f"{model}: the engines' outputs differ by {error:.1e} of the largest")
     if args.laud:
-        engines["laud"] = Laud(args.laud, model, batch, threads)
+        engines["laud"] = Laud(args.laud, model, batch, threads, args.dtype)
         try:
             engines["laud"].turn(1, 0)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -195,19 +198,26 @@ def measure(args, model, batch, threads):
             "min_ms": min(turns[name][1] for turns in rounds),
             "rounds_ms": medians,
         }
-        if REFERENCE in names:
-            ratios = [turns[name][0] / turns[REFERENCE][0] for turns in rounds]
-            result["ratio_to_onnxruntime"] = statistics.median(ratios)
+        reference = REFERENCE[args.dtype]
+        if reference in names and name != reference:
+            result[f"ratio_to_{reference}"] = statistics.median(
+                turns[name][0] / turns[reference][0] for turns in rounds
+            )
         column["engines"][name] = result
     return column
+
+
+def ratio(result):
+    """Time relative to the reference, of all engines but that one."""
+    return next((value for key, value in result.items() if key.startswith("ratio_to_")), None)
 
 
 def line(column):
     cells = []
     for name, result in column["engines"].items():
         cell = f"{name} {result['median_ms']:.2f} ±{result['mad_ms']:.2f} (min {result['min_ms']:.2f})"
-        if name != REFERENCE and "ratio_to_onnxruntime" in result:
-            cell += f" ×{result['ratio_to_onnxruntime']:.3f}"
+        if ratio(result):
+            cell += f" ×{ratio(result):.3f}"
         cells.append(cell)
     title = f"{column['model']} b{column['batch']} t{column['threads']}"
     return f"{title:22} foreign load {column['foreign_load']:4.0%}  " + "  ".join(cells)
@@ -236,19 +246,19 @@ def laud_version(binary):
 
 
 def markdown(report):
-    machine = report["device"]
+    machine, reference = report["device"], REFERENCE[report["dtype"]]
     lines = [
         f"{machine['name']}, {machine['cores']} cores, {' '.join(machine['features'])}; "
         + ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-        + f"; fp32, {report['rounds']} interleaved rounds. "
+        + f"; {report['dtype']}, {report['rounds']} interleaved rounds. "
         "Milliseconds per batch: median ± MAD over rounds (fastest inference); × is the time relative to "
-        "ONNX Runtime, median of the per-round ratios; foreign load is the share of all processor time "
+        f"{reference}, median of the per-round ratios; foreign load is the share of all processor time "
         "that other programs used meanwhile.",
         "",
     ]
     names = list(dict.fromkeys(name for column in report["columns"] for name in column["engines"]))
     header = ["model", "batch", "threads", "foreign load", *names]
-    header += [f"{name} ×" for name in names if name != REFERENCE]
+    header += [f"{name} ×" for name in names if name != reference]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for column in report["columns"]:
         results = [column["engines"].get(name) for name in names]
@@ -258,9 +268,8 @@ def markdown(report):
             text = result and f"{result['median_ms']:.2f} ± {result['mad_ms']:.2f} ({result['min_ms']:.2f})"
             cells.append(text or "")
         for name, result in zip(names, results):
-            if name != REFERENCE:
-                ratio = result and result.get("ratio_to_onnxruntime")
-                cells.append(f"{ratio:.3f}" if ratio else "")
+            if name != reference:
+                cells.append(f"{ratio(result):.3f}" if result and ratio(result) else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -287,7 +296,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--laud", type=Path, help="our binary; without it only the peers run")
     parser.add_argument("--models", type=names(export.MODELS), default=list(export.MODELS))
-    parser.add_argument("--engines", type=names(PEERS), default=list(PEERS), help="peers to run")
+    parser.add_argument("--engines", type=names(PEERS), help="peers to run [default: those that have the type]")
+    parser.add_argument("--dtype", choices=list(REFERENCE), default="f32", help="what is multiplied")
     parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--threads", type=numbers, default=[os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=15)
@@ -297,6 +307,7 @@ def main():
     parser.add_argument("--models-dir", type=Path, default=Path("peer-models"), help="ONNX files; made if missing")
     parser.add_argument("--out", type=Path, default=Path("peers"), help="stem of the .json and .md reports")
     args = parser.parse_args()
+    args.engines = args.engines or (list(PEERS) if args.dtype == "f32" else [REFERENCE[args.dtype]])
 
     if args.laud and not args.laud.exists():
         print(f"laud skipped: {args.laud} does not exist", file=sys.stderr)
@@ -304,6 +315,7 @@ def main():
     report = {
         "device": device(),
         "versions": {name: version(name) for name in args.engines},
+        "dtype": args.dtype,
         "rounds": args.rounds,
         "columns": [],
     }

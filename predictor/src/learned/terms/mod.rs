@@ -6,6 +6,7 @@ mod depthwise;
 mod gather_gemm;
 mod pooling;
 mod simple;
+mod tiles;
 
 use std::iter::repeat_n;
 
@@ -114,6 +115,7 @@ fn fill(workload: &Workload, facts: &DeviceFacts, work: &mut Work) {
         return cuda::fill(workload, facts, work);
     }
     match workload.op {
+        Op::GatherGemm if tiles::runs(facts) => tiles::fill(workload, facts, work),
         Op::GatherGemm => gather_gemm::fill(workload, facts, work),
         Op::Depthwise => depthwise::fill(workload, facts, work),
         Op::MeanPool | Op::MaxPool | Op::SqueezeExcite | Op::PatchGate => {

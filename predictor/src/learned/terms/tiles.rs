@@ -1,0 +1,177 @@
+//! The CPU's gather_gemm where it multiplies tiles of bfloat16; see `kernels/gather_gemm/tiles`.
+
+use super::{Kind, Sizes, Work, flag};
+use crate::DeviceFacts;
+use crate::workload::Workload;
+
+/// Rows and columns of a tile, and steps of a reduction that are done at a time.
+const SIDE: f64 = 16.0;
+const DEPTH: f64 = 32.0;
+/// What a product computes at once.
+const PRODUCT: f64 = 2.0 * SIDE;
+/// Copied rows of a block, and weights that stay in a core's cache next to them.
+const GATHERED_BYTES: f64 = 1200.0 * 1024.0;
+const RESIDENT_BYTES: f64 = 512.0 * 1024.0;
+const MOST_ROWS: f64 = 512.0;
+const CHUNKS_PER_THREAD: f64 = 4.0;
+/// Steps of a reduction that two products meet before the next ones.
+const PART_STEPS: f64 = 9.0;
+/// Rows of windows for each row, up to which neighbouring pixels are copied once.
+const MOST_WASTE: f64 = 1.7;
+/// Channels that are packed together.
+const UNIT: u32 = 8;
+/// Panels that a thread packs for a call are kept up to this size.
+const PACKED_BYTES: f64 = 640.0 * 1024.0;
+/// Rates that say whether weights arrive in time, of current server CPUs.
+const NS_PER_STEP: f64 = 25.0;
+const SHARED_NS_PER_BYTE: f64 = 0.035;
+
+/// Whether calls run on tiles: what such a CPU computes in f32 is of another instruction set.
+pub(super) fn runs(facts: &DeviceFacts) -> bool {
+    facts.isa == "amx"
+}
+
+/// How rows are read.
+#[derive(Clone, Copy, PartialEq)]
+enum Read {
+    /// Where they lie.
+    Even,
+    /// From a copy of the lines of the map.
+    Map,
+    /// Each from a copy of what it reads.
+    Gathered,
+}
+
+/// How rows are read, in how many windows of sixteen, and pixels that are copied for it.
+fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64) -> (Read, f64, f64) {
+    let (kernel, taps) = (f64::from(w.kernel), f64::from(w.kernel).powi(2));
+    let all = f64::from(w.batch) * f64::from(w.out_h) * f64::from(w.out_w) / jobs;
+    let whole = inputs > 0.0 && inputs % DEPTH == 0.0;
+    if w.kernel == 1 && w.stride == 1 && (w.input_compact || rows >= all) && whole && rows >= SIDE {
+        return (Read::Even, (rows / SIDE).ceil(), 0.0);
+    }
+    let gap = (all - rows) / runs.max(1.0) + kernel - 1.0;
+    let windows = ((rows + gap * runs) / SIDE).min(rows / SIDE + 0.5 * runs).max(rows / SIDE).ceil();
+    let lines = (f64::from(w.batch) / jobs * (f64::from(w.out_h) + kernel - 1.0)).min(runs * kernel);
+    let copied = lines * (f64::from(w.out_w) + kernel - 1.0);
+    let fits = windows * SIDE <= MOST_WASTE * rows + SIDE && copied <= rows * taps / 2.0;
+    if w.kernel > 1 && w.stride == 1 && w.groups == 1 && whole && fits {
+        return (Read::Map, windows, copied);
+    }
+    (Read::Gathered, (rows / SIDE).ceil(), rows * taps)
+}
+
+pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
+    let s = Sizes::of(w, facts);
+    let some = |listed: bool, active: f64, all: u32| listed && active < f64::from(all);
+    let (li, lo) =
+        (some(w.c_in_listed, w.c_in_active, w.c_in), some(w.c_out_listed, w.c_out_active, w.c_out));
+    let jobs = if li || lo { f64::from(w.batch) } else { 1.0 };
+    let (rows, runs) = (s.rows / jobs, f64::from(w.runs) / jobs);
+    let (panels, inputs) = if w.groups == 1 {
+        (w.c_out_active / PRODUCT, w.c_in_active)
+    } else {
+        // Groups narrower than a tile share it, with zeros off the diagonal.
+        let together =
+            (SIDE * f64::from(w.groups) / f64::from(w.c_out)).floor().clamp(1.0, f64::from(w.groups));
+        let sets = (f64::from(w.groups) / together).ceil();
+        (sets * (w.c_out_active / sets / SIDE).ceil(), w.c_in_active / sets)
+    };
+    let (panels, narrow) = match w.groups {
+        1 if (panels.fract() * PRODUCT) > 0.0 && panels.fract() * PRODUCT <= SIDE => (panels.ceil(), 1.0),
+        1 => (panels.ceil(), 0.0),
+        _ => (panels, panels),
+    };
+    let depth = s.taps * inputs;
+    let steps = (depth / DEPTH).ceil();
+    let (read, windows, pixels) = read(w, (rows, runs, jobs), inputs);
+
+    let threads = f64::from(w.threads);
+    let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
+    let pitch = 64.0 * (steps + 1.0);
+    let least = (rows / (GATHERED_BYTES / pitch).clamp(PRODUCT, MOST_ROWS)).ceil().max(1.0);
+    let tiles = (rows / SIDE).ceil().max(1.0);
+    let by_rows = s.weights <= RESIDENT_BYTES && tiles >= 2.0 * wanted || panels < wanted;
+    let blocks = if by_rows { least.max(wanted.min((tiles / 2.0).ceil())) } else { least };
+    let (columns, pieces) = (panels.ceil().max(1.0) as u32, (wanted / blocks).ceil() as u32);
+    let even = (pieces..2 * pieces).find(|&parts| columns.is_multiple_of(parts));
+    let parts = f64::from(even.unwrap_or(pieces).min(columns));
+    let chunks = blocks * parts * jobs;
+    let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
+    // A thread copies a block for itself.
+    let copies = share * parts.min(if jobs < threads { threads } else { 1.0 });
+
+    let heights = (windows / 2.0).ceil() * jobs;
+    let products = heights * panels * share;
+    let work_steps = if w.rows == 0 { 0.0 } else { products * steps };
+    let (map, gathered) = (flag(read == Read::Map), flag(read == Read::Gathered));
+    work.add(
+        Kind::Compute,
+        &[
+            work_steps,
+            work_steps * map,
+            work_steps * gathered,
+            work_steps * s.cold,
+            work_steps * flag(w.groups > 1),
+            heights * narrow * steps * share,
+            jobs * panels * steps * share * flag(windows % 2.0 == 1.0),
+            products,
+            products * (steps / PART_STEPS).ceil(),
+            s.rows * panels * share,
+            s.rows * narrow * share,
+            s.rows * panels * flag(w.residual) * share,
+            s.rows * flag(w.c_out_active % SIDE > 0.0) * share,
+        ],
+    );
+    let streamed = blocks * jobs * s.weights * share;
+    let waits = (streamed * SHARED_NS_PER_BYTE - work_steps * NS_PER_STEP).max(0.0);
+    let resident = flag(s.weights <= 0.5 * facts.l2_bytes.max(1) as f64);
+    let (input, output) = (s.input * share, s.output * share);
+    work.add(
+        Kind::Memory,
+        &[
+            streamed * resident,
+            streamed * (1.0 - resident),
+            s.weights * s.cold * share,
+            s.weights.min(facts.l2_bytes.max(1) as f64) * s.cold * share,
+            waits * resident,
+            waits * (1.0 - resident),
+            input,
+            input * s.outside,
+            input * s.outside * s.cold,
+            output * s.outside,
+            output * s.cold,
+            output * s.outside * s.cold,
+            output * flag(w.residual) * s.outside,
+        ],
+    );
+    let units = w.groups == 1 && w.group_size.is_multiple_of(UNIT) && w.c_in.is_multiple_of(UNIT);
+    let kept = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
+    let packings = flag(li || lo)
+        * match kept {
+            true if jobs < threads && blocks > 1.0 => jobs,
+            true => jobs * share,
+            false => blocks * jobs * share,
+        };
+    let packed = packings * depth * w.c_out_active;
+    let all_pixels = pixels * jobs * copies;
+    work.add(
+        Kind::Gather,
+        &[
+            s.rows * copies,
+            s.rows * s.taps * copies,
+            all_pixels * gathered,
+            all_pixels * inputs * gathered,
+            all_pixels * gathered * flag(inputs % DEPTH > 0.0),
+            all_pixels * map,
+            all_pixels * inputs * map,
+            f64::from(w.runs) * copies,
+            packed * flag(units),
+            packed * flag(units) * s.cold,
+            packed * flag(!units),
+            packed * flag(!units) * s.cold,
+            packings * panels,
+        ],
+    );
+    work.add(Kind::Launch, &[1.0, s.cold, threads - 1.0, flag(w.threads > 1), chunks * share]);
+}
