@@ -132,7 +132,7 @@ pub(super) fn ready<E: Element>(
         && map(isa, g, call, (first_row, rows), (first, len), scratch))
     {
         let pitch = pitch(depth);
-        assert!(rows * pitch <= scratch.gathered.len() * size_of::<E>());
+        assert!(rows.next_multiple_of(SIDE) * pitch <= scratch.gathered.len() * size_of::<E>());
         let to = scratch.gathered.as_mut_slice().as_mut_ptr();
         gather(isa, &scratch.taps[..rows * n_taps], n_taps, first..first + len, to);
         scratch.operand.consecutive(to, rows, pitch, false);
@@ -214,7 +214,9 @@ fn map<E: Element>(
     let pitch = pitch(len);
     let Scratch { gathered, operand, .. } = scratch;
     let Operand { windows, at, strips, .. } = operand;
-    (windows.clear(), at.clear(), strips.clear());
+    windows.clear();
+    at.clear();
+    strips.clear();
     let base = gathered.as_mut_slice().as_mut_ptr();
     let mut cursor = Cursor::new(g.output, active.pixel(first_row));
     let mut lines = 0;
