@@ -133,7 +133,7 @@ fn job<'a, E: Element>(
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
     if filter.layout == Layout::Pairs {
         let inputs = if g.groups == 1 { count(c_in, g.c_in) } else { filter.panels[0].inputs };
-        let (rows, depth) = (rows.len(), g.kernel * g.kernel * inputs);
+        let (rows, depth) = (rows.len(), filter.depth_in_pairs(inputs));
         return tiles::cut(job, rows, depth, bytes, wanted);
     }
     let packs = packs || c_out.is_some() && !units;

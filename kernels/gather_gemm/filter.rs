@@ -60,6 +60,8 @@ pub struct Filter<E> {
     pub(super) output_constant: Option<Vec<f32>>,
     /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
     pub(super) folded: bool,
+    /// In pairs, every kernel row begins a step of tiles, so that they can read it where it lies.
+    pub(super) lines: bool,
     pub(super) layout: Layout,
     /// What is computed at once where panels are streamed, and where they are units.
     pub(super) tile: Tile,
@@ -115,6 +117,19 @@ pub(super) fn place_in_blocks(tap: usize, input: usize, taps: usize, inputs: usi
     first * taps + tap * width_of_block(first, inputs) + input - first
 }
 
+/// The same where kernel rows begin steps.
+fn place_in_lines(g: &ConvGeometry, tap: usize, input: usize) -> usize {
+    tap / g.kernel * DEPTH + tap % g.kernel * g.c_in + input
+}
+
+/// Tenths of the steps without, that a reduction may take where kernel rows begin steps.
+const MOST_LINE_STEPS: usize = 15;
+
+/// Stored rows of a panel in pairs.
+fn depth_in_pairs(g: &ConvGeometry, lines: bool, inputs: usize) -> usize {
+    if lines { g.kernel * DEPTH } else { (g.kernel * g.kernel * inputs).next_multiple_of(DEPTH) }
+}
+
 /// Channels that are met together, of those from `first` on.
 pub(super) fn width_of_block(first: usize, inputs: usize) -> usize {
     DEPTH.min(inputs - first)
@@ -152,12 +167,21 @@ impl<E: Element> Filter<E> {
             _ => Layout::Panels,
         };
         let tile = if layout == Layout::Pairs { tiles::TILE } else { tile };
-        let (panels, len) = match layout {
-            Layout::Units => cut(&g, UNIT, UNIT, 1),
-            Layout::Pairs => cut(&g, SIDE, SIDE, DEPTH),
-            Layout::Panels => cut(&g, tile.lanes, tile.columns, 1),
-        };
         let taps = g.kernel * g.kernel;
+        let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
+            && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
+        let one_block = layout != Layout::Pairs || g.c_in <= DEPTH;
+        let folded =
+            g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_block;
+        let lines = layout == Layout::Pairs
+            && folded
+            && g.kernel * g.c_in <= DEPTH
+            && g.kernel <= MOST_LINE_STEPS * (taps * g.c_in).div_ceil(DEPTH) / 10;
+        let (panels, len) = match layout {
+            Layout::Units => cut(&g, UNIT, UNIT, |inputs| taps * inputs),
+            Layout::Pairs => cut(&g, SIDE, SIDE, |inputs| depth_in_pairs(&g, lines, inputs)),
+            Layout::Panels => cut(&g, tile.lanes, tile.columns, |inputs| taps * inputs),
+        };
         let mut data = zeroed(len + SLACK, "packed weights")?;
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
@@ -170,7 +194,10 @@ impl<E: Element> Filter<E> {
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
                             Layout::Pairs => {
-                                let row = place_in_blocks(tap, first + c, taps, panel.inputs);
+                                let row = match lines {
+                                    true => place_in_lines(&g, tap, c),
+                                    false => place_in_blocks(tap, first + c, taps, panel.inputs),
+                                };
                                 pair_place(row, column, panel.stored)
                             }
                             Layout::Panels => panel.row(row) + column,
@@ -186,11 +213,6 @@ impl<E: Element> Filter<E> {
             padded.resize(g.c_out + SLACK, 0.0);
             padded
         });
-        let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
-            && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
-        let one_block = layout != Layout::Pairs || g.c_in <= DEPTH;
-        let folded =
-            g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_block;
         Ok(Self {
             geometry: g,
             panels,
@@ -199,6 +221,7 @@ impl<E: Element> Filter<E> {
             bias_stride,
             output_constant,
             folded,
+            lines,
             layout,
             tile,
             units_tile: Tile { columns: deep.columns / 2, ..deep },
@@ -208,6 +231,20 @@ impl<E: Element> Filter<E> {
     /// Geometry it was packed for.
     pub fn geometry(&self) -> &ConvGeometry {
         &self.geometry
+    }
+
+    /// Steps of the reduction over `inputs` channels of every tap, whole steps of tiles.
+    pub(super) fn depth_in_pairs(&self, inputs: usize) -> usize {
+        depth_in_pairs(&self.geometry, self.lines, inputs)
+    }
+
+    /// Stored row of an input channel of a panel in pairs.
+    pub(super) fn row_in_pairs(&self, panel: &Panel, tap: usize, input: usize) -> usize {
+        let g = &self.geometry;
+        match self.lines {
+            true => place_in_lines(g, tap, input),
+            false => place_in_blocks(tap, input, g.kernel * g.kernel, panel.inputs),
+        }
     }
 
     /// Bytes held.
@@ -302,8 +339,8 @@ fn fold_constant(bias: &mut [f32], spec: &FilterSpec<'_>, constant: &[f32], (y, 
     }
 }
 
-/// Cuts the columns into panels, whose rows are stored as whole multiples of `depth`; with the length of all.
-fn cut(g: &ConvGeometry, lanes: usize, width: usize, depth: usize) -> (Vec<Panel>, usize) {
+/// Cuts the columns into panels, which have so many rows for their inputs; with the length of all.
+fn cut(g: &ConvGeometry, lanes: usize, width: usize, rows: impl Fn(usize) -> usize) -> (Vec<Panel>, usize) {
     let mut panels = Vec::new();
     let mut offset = 0;
     let together = if g.groups == 1 { 1 } else { (lanes / g.group_out()).clamp(1, g.groups) };
@@ -316,7 +353,7 @@ fn cut(g: &ConvGeometry, lanes: usize, width: usize, depth: usize) -> (Vec<Panel
             let inputs = groups * g.group_in();
             let c_in = group * g.group_in();
             panels.push(Panel { c_out, columns, c_in, inputs, stored, offset });
-            offset += (g.kernel * g.kernel * inputs).next_multiple_of(depth) * stored;
+            offset += rows(inputs) * stored;
         }
     }
     (panels, offset)

@@ -285,7 +285,7 @@ pub(super) fn copy_pairs<E: Element>(
         let (column, target) = (channel - panel.c_out, columns % SIDE);
         for (tap, i) in (0..taps).flat_map(|tap| (0..rows).map(move |i| (tap, i))) {
             let row = place_in_blocks(tap, i, taps, rows);
-            let place = place_in_blocks(tap, row_of(i), taps, panel.inputs);
+            let place = filter.row_in_pairs(panel, tap, row_of(i));
             to[pair_place(row, target, SIDE)] = from[pair_place(place, column, SIDE)];
         }
         (taps * rows..depth).for_each(|row| to[pair_place(row, target, SIDE)] = E::from_f32(0.0));

@@ -215,7 +215,12 @@ fn packed<E: Element>(
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
         let whole = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
-        if filter.layout == Layout::Pairs && g.groups == 1 && whole && g.c_in.is_multiple_of(UNIT) {
+        if filter.layout == Layout::Pairs
+            && g.groups == 1
+            && whole
+            && g.c_in.is_multiple_of(UNIT)
+            && !filter.lines
+        {
             let unit = |i: usize| channel(span.start + i * UNIT) / UNIT;
             let units: SmallVec<[usize; PACKED_UNITS]> = (0..span.len().div_ceil(UNIT)).map(unit).collect();
             pack::copy_pair_units(isa, filter, &units, inputs, packed);

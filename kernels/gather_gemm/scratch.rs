@@ -113,6 +113,7 @@ impl<E: Element> Scratch<E> {
         self.packed_of.clear();
         self.block = None;
         if filter.layout == Layout::Pairs {
+            let depth = filter.depth_in_pairs(inputs);
             grow(&mut self.gathered, tiles::gathered_bytes(depth) / size_of::<E>(), "gathered rows")?;
             self.operand.reserve(rows, depth);
         }

@@ -148,6 +148,25 @@ fn geometries_by_name() {
             ..conv(22, 19, 3, 16, 7, 2, 1)
         },
         ConvGeometry { pad_top: 0, pad_left: 0, ..conv(8, 8, 12, 20, 3, 2, 1) },
+        // Kernel rows that are read where they lie, the last ones up to the end of the input and not.
+        ConvGeometry {
+            pad_top: 0,
+            pad_left: 0,
+            output: Extent { h: 6, w: 37 },
+            ..conv(17, 80, 3, 40, 7, 2, 1)
+        },
+        ConvGeometry {
+            pad_top: 0,
+            pad_left: 0,
+            output: Extent { h: 3, w: 20 },
+            ..conv(7, 24, 5, 24, 5, 1, 1)
+        },
+        ConvGeometry {
+            pad_top: 0,
+            pad_left: 0,
+            output: Extent { h: 5, w: 16 },
+            ..conv(7, 18, 8, 8, 3, 1, 1)
+        },
     ] {
         for rows in Density::EVERY {
             check_everywhere(&Case { rows, ..Case::of(geometry) });

@@ -125,20 +125,70 @@ pub(super) fn ready<E: Element>(
         let start = scratch.taps[0].wrapping_add(first);
         scratch.operand.consecutive(start, rows, g.c_in * size_of::<E>(), true);
         step_by_step(&mut scratch.operand, depth);
+    } else if n_taps < g.kernel * g.kernel && filter.lines {
+        if !along_lines(g, call, (first_row, rows), scratch) {
+            gathered(isa, rows, n_taps, (first..first + len, true), scratch);
+        }
     } else if !(g.kernel > 1
         && g.stride == 1
         && n_taps == g.kernel * g.kernel
         && whole
         && map(isa, g, call, (first_row, rows), (first, len), scratch))
     {
-        let pitch = pitch(depth);
-        assert!(rows.next_multiple_of(SIDE) * pitch <= scratch.gathered.len() * size_of::<E>());
-        let to = scratch.gathered.as_mut_slice().as_mut_ptr();
-        gather(isa, &scratch.taps[..rows * n_taps], n_taps, first..first + len, to);
-        scratch.operand.consecutive(to, rows, pitch, false);
-        step_by_step(&mut scratch.operand, depth);
+        gathered(isa, rows, n_taps, (first..first + len, false), scratch);
     }
     scratch.operand.of = of;
+}
+
+/// Windows of sixteen neighbouring output pixels, whose kernel rows are read where they lie: what a step reads behind one meets
+/// weights that are zero. False where the output is narrower, some pixels are inactive, or the input ends too soon.
+fn along_lines<E: Element>(
+    g: &ConvGeometry,
+    call: &GatherGemm<'_, [E]>,
+    (first_row, rows): (usize, usize),
+    scratch: &mut Scratch<E>,
+) -> bool {
+    if !call.active.rows.is_all() || g.output.w < SIDE || rows == 0 {
+        return false;
+    }
+    let Scratch { operand, taps, .. } = scratch;
+    operand.windows.clear();
+    operand.at.clear();
+    operand.pitch = g.stride * g.c_in * size_of::<E>();
+    let mut row = 0;
+    while row < rows {
+        let x = (first_row + row) % g.output.w;
+        let count = SIDE.min(g.output.w - x).min(rows - row);
+        let skipped = SIDE.saturating_sub(g.output.w - x);
+        let start = taps[row].wrapping_byte_sub(skipped * operand.pitch);
+        let odd = SIDE * (operand.windows.len() % 2);
+        operand.at.extend((skipped..skipped + count).map(|at| (odd + at) as u8));
+        operand.windows.push(Window { start, first: row as u32, rows: count as u32 });
+        row += count;
+    }
+    let line = g.input.w * g.c_in * size_of::<E>();
+    operand.offsets.clear();
+    operand.offsets.extend((0..g.kernel).map(|r| r * line));
+    let last = operand.windows[operand.windows.len() - 1].start.addr();
+    let reach = last + (SIDE - 1) * operand.pitch + (g.kernel - 1) * line + DEPTH * size_of::<E>();
+    reach <= call.input.as_ptr_range().end.addr()
+}
+
+/// Windows of rows that are copied. `channels` of every tap, and whether each tap begins a step.
+fn gathered<E: Element>(
+    isa: Isa,
+    rows: usize,
+    n_taps: usize,
+    (channels, apart): (Range<usize>, bool),
+    scratch: &mut Scratch<E>,
+) {
+    let depth = if apart { n_taps * DEPTH } else { n_taps * channels.len() };
+    let pitch = pitch(depth);
+    assert!(rows.next_multiple_of(SIDE) * pitch <= scratch.gathered.len() * size_of::<E>());
+    let to = scratch.gathered.as_mut_slice().as_mut_ptr();
+    gather(isa, &scratch.taps[..rows * n_taps], n_taps, (channels, apart), to);
+    scratch.operand.consecutive(to, rows, pitch, false);
+    step_by_step(&mut scratch.operand, depth);
 }
 
 /// Every step reads what follows.
@@ -149,14 +199,20 @@ fn step_by_step<E>(operand: &mut Operand<E>, depth: usize) {
 
 dispatch! {
     /// Copies what each row reads of every tap next to each other, in the order of [`place_in_blocks`], with zeros behind it.
-    /// `taps` are `[n_taps][rows]` pointers to whole pixels, of which `channels` are read.
-    fn gather<E>(taps: &[*const E], n_taps: usize, channels: Range<usize>, to: *mut E) = gather_set
+    /// `taps` are `[n_taps][rows]` pointers to whole pixels, of which `channels` are read; a tap may begin a step, with
+    /// zeros behind it too.
+    fn gather<E>(taps: &[*const E], n_taps: usize, channels: (Range<usize>, bool), to: *mut E) = gather_set
 }
 
 #[inline(always)]
-fn gather_set<S: Simd, E: Element>(taps: &[*const E], n_taps: usize, channels: Range<usize>, to: *mut E) {
+fn gather_set<S: Simd, E: Element>(
+    taps: &[*const E],
+    n_taps: usize,
+    (channels, apart): (Range<usize>, bool),
+    to: *mut E,
+) {
     let len = channels.len();
-    let (rows, depth) = (taps.len() / n_taps, n_taps * len);
+    let (rows, depth) = (taps.len() / n_taps, n_taps * if apart { DEPTH } else { len });
     for row in 0..rows {
         let mut at = to.wrapping_byte_add(row * pitch(depth));
         // SAFETY: taps point to whole pixels; there is room for whole steps of every row.
@@ -166,6 +222,10 @@ fn gather_set<S: Simd, E: Element>(taps: &[*const E], n_taps: usize, channels: R
                 for tap in 0..n_taps {
                     copy(taps[tap * rows + row].add(channels.start + block), at, width);
                     at = at.add(width);
+                    if apart {
+                        at.write_bytes(0, DEPTH - width);
+                        at = at.add(DEPTH - width);
+                    }
                 }
             }
             at.write_bytes(0, depth.next_multiple_of(DEPTH) - depth);
