@@ -59,6 +59,13 @@ fn conv(
 }
 
 fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
+    let (got, want) = outputs::<E>(case, isa);
+    let worst = worst(&got, &want, 1.0);
+    assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
+}
+
+/// What the kernel and the reference give.
+fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
     let g = case.geometry;
     let mut random = Random(case.seed);
     let scale = 1.0 / ((g.kernel * g.kernel * g.group_in()) as f32).sqrt();
@@ -105,8 +112,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let mut scratch: Vec<_> = (0..case.threads).map(|_| Scratch::new().unwrap()).collect();
     Team::scope(Some(&pool), |team| run(isa, team, &filter, &mut scratch, call(&mut got[..]))).unwrap();
     let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
-    let worst = worst(&values(&got), &values(&want), 1.0);
-    assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
+    (values(&got), values(&want))
 }
 
 /// f32 sums of up to a few thousand terms of order one over √terms, in another order.
@@ -170,6 +176,34 @@ fn geometries_by_name() {
     ] {
         for rows in Density::EVERY {
             check_everywhere(&Case { rows, ..Case::of(geometry) });
+        }
+    }
+}
+
+#[test]
+fn tiles_give_the_same_bits_on_any_number_of_threads() {
+    let stem = conv(39, 39, 3, 40, 7, 2, 1);
+    for (geometry, batch) in [
+        (conv(14, 14, 64, 96, 3, 1, 1), 1),
+        (conv(21, 20, 96, 64, 3, 1, 1), 3),
+        (conv(20, 20, 320, 64, 1, 1, 1), 2),
+        (ConvGeometry { pad_top: 0, pad_left: 0, output: Extent { h: 17, w: 17 }, ..stem }, 2),
+    ] {
+        // An even seed: all rows are active without being listed.
+        let case = Case { batch, seed: 4, ..Case::of(geometry) };
+        for isa in Isa::named("amx").into_iter().chain([Isa(Kind::SoftTiles)]) {
+            let (bits, _) = outputs::<half::bf16>(&Case { threads: 1, ..case.clone() }, isa);
+            for threads in [2, 3, 7] {
+                let (other, _) = outputs::<half::bf16>(&Case { threads, ..case.clone() }, isa);
+                assert_eq!(bits, other, "{geometry} with {threads} threads on {}", isa.name());
+            }
+            // Rows among which others are inactive, near each other and far.
+            for rows in [Density::Half, Density::One] {
+                let case = Case { rows, ..case.clone() };
+                let (some, _) = outputs::<half::bf16>(&case, isa);
+                let (one, _) = outputs::<half::bf16>(&Case { threads: 1, ..case }, isa);
+                assert_eq!(some, one, "{geometry} with {rows:?} rows on {}", isa.name());
+            }
         }
     }
 }

@@ -105,7 +105,8 @@ unsafe fn in_software(p: &Product) {
                 (*a).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32()
             };
             let sum = p.sums.add(i * columns + j);
-            *sum = if p.adds { *sum } else { 0.0 } + (0..DEPTH * p.steps).map(term).sum::<f32>();
+            *sum =
+                (0..DEPTH * p.steps).map(term).fold(if p.adds { *sum } else { 0.0 }, |sum, term| sum + term);
         }
     }
 }
