@@ -239,8 +239,11 @@ mod tests {
 
     #[test]
     fn amounts_are_numbers_as_many_for_every_call_of_a_kernel() {
-        for op in Op::ALL {
-            let expected = count(op, &DeviceFacts::example("test"));
+        let tiles = DeviceFacts { isa: "amx".into(), ..DeviceFacts::example("test") };
+        for (op, facts) in
+            Op::ALL.into_iter().flat_map(|op| [(op, DeviceFacts::example("test")), (op, tiles.clone())])
+        {
+            let expected = count(op, &facts);
             for (rows, threads, listed, batch) in [(0, 1, false, 1), (1, 2, true, 4), (49, 64, false, 3)] {
                 let mut w = Workload::new(op, 7, 7, 64, 96);
                 (w.rows, w.runs, w.threads, w.batch) = (rows, rows.min(7), threads, batch);
@@ -248,16 +251,29 @@ mod tests {
                 if listed {
                     (w.c_in_active, w.c_out_active) = (0.0, 0.0);
                 }
-                let amounts = Work::of(&w, &DeviceFacts::example("test")).amounts;
+                let amounts = Work::of(&w, &facts).amounts;
                 assert_eq!(amounts.len(), expected, "{op}");
                 assert!(amounts.iter().all(|a| a.is_finite() && *a >= 0.0), "{op}: {amounts:?}");
                 for each in [0.0, 0.1] {
                     let coefficients = vec![each; expected];
                     let mut row = Features::new();
-                    features(&w, &DeviceFacts::example("test"), &amounts, &coefficients, &mut row);
+                    features(&w, &facts, &amounts, &coefficients, &mut row);
                     assert!(row.iter().all(|f| f.is_finite()), "{op}: {row:?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_tile_reads_neighbours_in_place_and_gathers_what_is_far_apart() {
+        let facts = DeviceFacts { isa: "amx".into(), ..DeviceFacts::example("test") };
+        let gathers = |rows: u32, runs: u32| {
+            let mut w = Workload::new(Op::GatherGemm, 56, 56, 64, 64);
+            (w.kernel, w.rows, w.runs) = (3, rows, runs);
+            Work::of(&w, &facts).parts(&vec![1.0; count(Op::GatherGemm, &facts)]).gather_ns
+        };
+        // Lines are copied once, not once for each tap.
+        assert!(gathers(56 * 56, 56) / 3136.0 < gathers(300, 300) / 300.0 / 4.0);
+        assert!(gathers(300, 300) > 300.0 * 9.0 * 64.0);
     }
 }
