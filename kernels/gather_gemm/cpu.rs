@@ -166,7 +166,6 @@ pub(super) fn piece(len: usize, pieces: usize, i: usize) -> usize {
     len * i / pieces
 }
 
-#[allow(clippy::too_many_arguments)]
 fn run_chunk<E: Element>(
     isa: Isa,
     filter: &Filter<E>,

@@ -117,12 +117,15 @@ pub(super) fn place_in_blocks(tap: usize, input: usize, taps: usize, inputs: usi
     first * taps + tap * width_of_block(first, inputs) + input - first
 }
 
-/// The same where kernel rows begin steps.
-fn place_in_lines(g: &ConvGeometry, tap: usize, input: usize) -> usize {
-    tap / g.kernel * DEPTH + tap % g.kernel * g.c_in + input
+/// Stored row of an input channel of a panel in pairs; with `lines` every kernel row begins a step.
+fn row_in_pairs(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input: usize) -> usize {
+    match lines {
+        true => tap / g.kernel * DEPTH + tap % g.kernel * g.c_in + input,
+        false => place_in_blocks(tap, input, g.kernel * g.kernel, panel.inputs),
+    }
 }
 
-/// Tenths of the steps without, that a reduction may take where kernel rows begin steps.
+/// Where kernel rows begin steps, a reduction takes at most so many tenths of the steps that it takes otherwise.
 const MOST_LINE_STEPS: usize = 15;
 
 /// Stored rows of a panel in pairs.
@@ -194,10 +197,7 @@ impl<E: Element> Filter<E> {
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
                             Layout::Pairs => {
-                                let row = match lines {
-                                    true => place_in_lines(&g, tap, c),
-                                    false => place_in_blocks(tap, first + c, taps, panel.inputs),
-                                };
+                                let row = row_in_pairs(&g, lines, panel, tap, first + c);
                                 pair_place(row, column, panel.stored)
                             }
                             Layout::Panels => panel.row(row) + column,
@@ -240,11 +240,7 @@ impl<E: Element> Filter<E> {
 
     /// Stored row of an input channel of a panel in pairs.
     pub(super) fn row_in_pairs(&self, panel: &Panel, tap: usize, input: usize) -> usize {
-        let g = &self.geometry;
-        match self.lines {
-            true => place_in_lines(g, tap, input),
-            false => place_in_blocks(tap, input, g.kernel * g.kernel, panel.inputs),
-        }
+        row_in_pairs(&self.geometry, self.lines, panel, tap, input)
     }
 
     /// Bytes held.

@@ -29,7 +29,7 @@ pub struct Isa(pub(crate) Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// AVX-512, with tiles for bfloat16.
+    /// AVX-512 with vectors and tiles of bfloat16.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
     #[cfg(target_arch = "x86_64")]
@@ -53,6 +53,7 @@ impl Isa {
             #[cfg(target_os = "linux")]
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512bf16")
                 && tiles::amx::available()
             {
                 sets.push(Isa(Kind::Amx));

@@ -71,7 +71,6 @@ struct Pending<E> {
     sums: *const f32,
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn run_chunk<E: Element>(
     isa: Isa,
     filter: &Filter<E>,

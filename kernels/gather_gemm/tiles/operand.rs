@@ -141,7 +141,7 @@ pub(super) fn ready<E: Element>(
 }
 
 /// Windows of sixteen neighbouring output pixels, whose kernel rows are read where they lie: what a step reads behind one meets
-/// weights that are zero. False where the output is narrower, some pixels are inactive, or the input ends too soon.
+/// weights that are zero (so it has to be finite, as a session's images are). False where the output is narrower, some pixels are inactive, or the input ends too soon.
 fn along_lines<E: Element>(
     g: &ConvGeometry,
     call: &GatherGemm<'_, [E]>,

@@ -10,8 +10,8 @@ use std::ops::Range;
 pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if isa.0 == crate::simd::Kind::Amx && pending.end.whole() {
-        // SAFETY: processors that multiply tiles of bfloat16 have vectors of it; elements are of that type here, and the
-        // pointers are what the call was checked for.
+        // SAFETY: the token says that the machine has vectors of bfloat16; elements are of that type here, and the pointers
+        // are what the call was checked for.
         return unsafe { whole::run(pending) };
     }
     any(isa, pending);

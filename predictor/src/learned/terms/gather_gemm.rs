@@ -9,9 +9,9 @@ const BLOCK_ROWS: f64 = 144.0;
 const WIDE_BLOCK_ROWS: f64 = 250.0;
 /// Weights up to this size stay in a core's cache next to a block of rows.
 const RESIDENT_BYTES: f64 = 320.0 * 1024.0;
-const CHUNKS_PER_THREAD: f64 = 4.0;
+pub(super) const CHUNKS_PER_THREAD: f64 = 4.0;
 /// Columns that can be gathered while multiplying come in units of this many, and steps of the reduction in runs.
-const UNIT: u32 = 8;
+pub(super) const UNIT: u32 = 8;
 const RUN: u32 = 4;
 /// Maps of this many pixels have them packed instead.
 const PACKED_PIXELS: u64 = 1024;
@@ -29,7 +29,7 @@ const WIDE_LANES: u32 = 16;
 /// Rates that say whether weights arrive in time, of current server CPUs.
 const NS_PER_CYCLE: f64 = 0.25;
 const MEMORY_NS_PER_BYTE: f64 = 0.08;
-const SHARED_NS_PER_BYTE: f64 = 0.035;
+pub(super) const SHARED_NS_PER_BYTE: f64 = 0.035;
 
 /// How a filter is met.
 #[derive(Clone, Copy)]
@@ -130,9 +130,23 @@ impl Cut {
         }
         let tiles = if tiles > 2.0 * turns { next(tiles) } else { tiles };
         let blocks = if blocks > 1.0 { next(blocks).min(tiles) } else { 1.0 };
-        let (columns, wanted) = (panels.all().ceil().max(1.0) as u32, (wanted / blocks).ceil() as u32);
-        let even = (wanted..2 * wanted).find(|&parts| columns.is_multiple_of(parts));
-        Self { tiles, blocks, parts: f64::from(even.unwrap_or(wanted).min(columns)) }
+        Self { tiles, blocks, parts: parts(panels.all(), wanted / blocks) }
+    }
+}
+
+/// Into how many parts panels are cut where so many are wanted: some more, if then all are as long.
+pub(super) fn parts(panels: f64, wanted: f64) -> f64 {
+    let (columns, wanted) = (panels.ceil().max(1.0) as u32, wanted.ceil() as u32);
+    let even = (wanted..2 * wanted).find(|&parts| columns.is_multiple_of(parts));
+    f64::from(even.unwrap_or(wanted).min(columns))
+}
+
+/// How often panels are packed for a call, for one thread: what it packs it keeps for its other rows, unless that is too much.
+pub(super) fn packings((jobs, threads): (f64, f64), (blocks, share): (f64, f64), bytes: f64) -> f64 {
+    match bytes <= PACKED_BYTES {
+        true if jobs < threads && blocks > 1.0 => jobs,
+        true => jobs * share,
+        false => blocks * jobs * share,
     }
 }
 
@@ -191,15 +205,9 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let density = w.c_out_active / f64::from(w.c_out);
     let per_stretch = f64::from(w.group_size).min(f64::from(facts.lanes));
     let stretches = (w.c_out_active / per_stretch * (1.0 - density)).max(panels.all());
-    // What a thread packs it keeps for its other rows, if that is not too much.
     let whole = steps * f64::from(w.c_in) / w.c_in_active.max(1.0);
-    let kept = whole * panels.all() * layout.columns * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
-    let packings = packed
-        * match kept {
-            true if jobs < threads && blocks > 1.0 => jobs,
-            true => jobs * share,
-            false => blocks * jobs * share,
-        };
+    let bytes = whole * panels.all() * layout.columns * f64::from(w.dtype.bytes());
+    let packings = packed * packings((jobs, threads), (blocks, share), bytes);
     let copied = packings * steps * stretches;
     // Weights that come slower than they are multiplied with, at usual rates of memory and of the shared cache.
     let streamed = blocks * jobs * s.weights * share;

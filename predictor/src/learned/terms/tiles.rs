@@ -1,5 +1,6 @@
 //! The CPU's gather_gemm where it multiplies tiles of bfloat16; see `kernels/gather_gemm/tiles`.
 
+use super::gather_gemm::{CHUNKS_PER_THREAD, SHARED_NS_PER_BYTE, UNIT, packings, parts};
 use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::Workload;
@@ -13,18 +14,12 @@ const PRODUCT: f64 = 2.0 * SIDE;
 const GATHERED_BYTES: f64 = 1200.0 * 1024.0;
 const RESIDENT_BYTES: f64 = 512.0 * 1024.0;
 const MOST_ROWS: f64 = 512.0;
-const CHUNKS_PER_THREAD: f64 = 4.0;
 /// Steps of a reduction that two products meet before the next ones.
 const PART_STEPS: f64 = 9.0;
 /// Rows of windows for each row, up to which neighbouring pixels are copied once.
 const MOST_WASTE: f64 = 1.7;
-/// Channels that are packed together.
-const UNIT: u32 = 8;
-/// Panels that a thread packs for a call are kept up to this size.
-const PACKED_BYTES: f64 = 640.0 * 1024.0;
-/// Rates that say whether weights arrive in time, of current server CPUs.
+/// What a step of a product takes where nothing is waited for.
 const NS_PER_STEP: f64 = 25.0;
-const SHARED_NS_PER_BYTE: f64 = 0.035;
 
 /// Whether calls run on tiles: what such a CPU computes in f32 is of another instruction set.
 pub(super) fn runs(facts: &DeviceFacts) -> bool {
@@ -93,9 +88,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let tiles = (rows / SIDE).ceil().max(1.0);
     let by_rows = s.weights <= RESIDENT_BYTES && tiles >= 2.0 * wanted || panels < wanted;
     let blocks = if by_rows { least.max(wanted.min((tiles / 2.0).ceil())) } else { least };
-    let (columns, pieces) = (panels.ceil().max(1.0) as u32, (wanted / blocks).ceil() as u32);
-    let even = (pieces..2 * pieces).find(|&parts| columns.is_multiple_of(parts));
-    let parts = f64::from(even.unwrap_or(pieces).min(columns));
+    let parts = parts(panels, wanted / blocks);
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
     // A thread copies a block for itself.
@@ -146,13 +139,8 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
         ],
     );
     let units = w.groups == 1 && w.group_size.is_multiple_of(UNIT) && w.c_in.is_multiple_of(UNIT);
-    let kept = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes()) <= PACKED_BYTES;
-    let packings = flag(li || lo)
-        * match kept {
-            true if jobs < threads && blocks > 1.0 => jobs,
-            true => jobs * share,
-            false => blocks * jobs * share,
-        };
+    let bytes = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes());
+    let packings = flag(li || lo) * packings((jobs, threads), (blocks, share), bytes);
     let packed = packings * depth * w.c_out_active;
     let all_pixels = pixels * jobs * copies;
     work.add(
