@@ -7,7 +7,7 @@
 mod common;
 
 use laud_kernels::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Placement, Scratch};
-use laud_kernels::{Act, ActiveSet, Buffer, Channels, ConvGeometry, Extent, Isa, Rows, Team};
+use laud_kernels::{Act, ActiveSet, Buffer, Channels, ConvGeometry, Crew, Extent, Isa, Rows, Team};
 
 /// Channels that are active or not together.
 const GROUP: usize = 8;
@@ -129,7 +129,7 @@ fn main() {
     let batch: usize = words.iter().find_map(|word| word.strip_prefix("batch=")?.parse().ok()).unwrap_or(1);
     let depths = if deep { [3, 4, 23, 3] } else { [3, 4, 6, 3] };
     let isa = Isa::detect();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    let crew = Crew::start(threads).expect("threads");
     let networks =
         [Kind::Static, Kind::HalfTheChannels, Kind::HalfAsWide].map(|kind| network(depths, batch, kind));
     let largest = batch * 56 * 56 * 256;
@@ -138,9 +138,9 @@ fn main() {
         let mut maps: Vec<Buffer<f32>> =
             (0..4).map(|_| Buffer::zeroed(largest, "feature map").expect("a map")).collect();
         let mut scratch: Vec<_> = (0..threads).map(|_| Scratch::new().expect("scratch")).collect();
-        let pool = &pool;
+        let crew = &crew;
         candidates.push(Box::new(move || {
-            Team::scope(Some(pool), |team| {
+            Team::scope(Some(crew), |team| {
                 for conv in network {
                     let [from, to] = maps.get_disjoint_mut([conv.from, conv.to]).expect("two maps");
                     let call = GatherGemm {

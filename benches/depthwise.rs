@@ -7,14 +7,14 @@ mod common;
 
 use laud_kernels::depthwise::{self, Depthwise, Filter};
 use laud_kernels::gather_gemm::{FilterSpec, Placement};
-use laud_kernels::{Act, Channels, ConvGeometry, Element, Extent, Isa, Rows, Team};
+use laud_kernels::{Act, Channels, ConvGeometry, Crew, Element, Extent, Isa, Rows, Team};
 
 /// Calls in one team, as in an inference.
 const CALLS: usize = 8;
 
 fn main() {
     let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    let crew = Crew::start(threads).expect("threads");
     println!("{threads} threads, {}; GB/s: input and output once", Isa::detect().name());
     println!(
         "{:>24} {:>9} {:>7} {:>8} {:>8} {:>11}",
@@ -34,19 +34,12 @@ fn main() {
         (28, 240, 5, 1),
         (14, 672, 5, 2),
     ] {
-        measure::<f32>("f32", &pool, side, c, kernel, stride);
-        measure::<half::bf16>("bf16", &pool, side, c, kernel, stride);
+        measure::<f32>("f32", &crew, side, c, kernel, stride);
+        measure::<half::bf16>("bf16", &crew, side, c, kernel, stride);
     }
 }
 
-fn measure<E: Element>(
-    dtype: &str,
-    pool: &rayon::ThreadPool,
-    side: usize,
-    c: usize,
-    kernel: usize,
-    stride: usize,
-) {
+fn measure<E: Element>(dtype: &str, crew: &Crew, side: usize, c: usize, kernel: usize, stride: usize) {
     let geometry = ConvGeometry::per_channel(Extent { h: side, w: side }, c, kernel, stride, kernel / 2);
     let ConvGeometry { input, output, .. } = geometry;
     let (weight, bias) = (vec![0.01; geometry.weights()], vec![0.1; c]);
@@ -79,7 +72,7 @@ fn measure<E: Element>(
         let mut y = vec![E::from_f32(0.0); output.pixels() * c];
         let (filter, x) = (&filter, &x);
         candidates.push(Box::new(move || {
-            Team::scope(Some(pool), |team| {
+            Team::scope(Some(crew), |team| {
                 for _ in 0..CALLS {
                     let call = Depthwise {
                         rows,

@@ -8,13 +8,13 @@
 mod common;
 
 use laud_kernels::gather_gemm::{self, Filter, FilterSpec, GatherGemm, Placement, Scratch};
-use laud_kernels::{Act, ActiveSet, Channels, ConvGeometry, Extent, Isa, Rows, Team};
+use laud_kernels::{Act, ActiveSet, Channels, ConvGeometry, Crew, Extent, Isa, Rows, Team};
 use std::sync::Mutex;
 
 fn main() {
     let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
     let isa = Isa::detect();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    let crew = Crew::start(threads).expect("threads");
     println!("{} threads, {}", threads, isa.name());
     println!(
         "{:>32} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  GFLOP/s (useful)",
@@ -124,11 +124,11 @@ fn main() {
             let mut y = vec![0.0f32; output.pixels() * c_out];
             let gathers = from == Input::Gathered;
             let mut matrix = vec![0.0f32; if gathers { 0 } else { half_rows.len() * taps * c_in }];
-            let (x, pool) = (&x, &pool);
+            let (x, crew) = (&x, &crew);
             let mut turn = 0;
             candidates.push(Box::new(move || {
                 // One team for a batch of calls, as in an inference.
-                Team::scope(Some(pool), |team| {
+                Team::scope(Some(crew), |team| {
                     for _ in 0..8 {
                         turn = (turn + 1) % filters.len();
                         if from == Input::Copied {

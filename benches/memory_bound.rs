@@ -9,7 +9,7 @@ use laud_kernels::layout::{self, FromNchw};
 use laud_kernels::max_pool::{self, MaxPool};
 use laud_kernels::mean_pool::{self, Mean, MeanPool};
 use laud_kernels::squeeze_excite::{self, SqueezeExcite};
-use laud_kernels::{Channels, ConvGeometry, Element, Extent, Isa, PartSums, Rows, Team};
+use laud_kernels::{Channels, ConvGeometry, Crew, Element, Extent, Isa, PartSums, Rows, Team};
 
 /// Calls in one team, as in an inference.
 const CALLS: usize = 8;
@@ -23,14 +23,14 @@ struct Row<'a> {
 
 fn main() {
     let threads: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+    let crew = Crew::start(threads).expect("threads");
     println!("{threads} threads, {}", Isa::detect().name());
     println!("{:>36} {:>10} {:>8}  copy of as many bytes: GB/s", "operation", "µs", "GB/s");
-    measure::<f32>("f32", &pool);
-    measure::<half::bf16>("bf16", &pool);
+    measure::<f32>("f32", &crew);
+    measure::<half::bf16>("bf16", &crew);
 }
 
-fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
+fn measure<E: Element>(dtype: &str, crew: &Crew) {
     let mut rows: Vec<Row<'_>> = vec![];
     rows.push(max_pooling::<E>(112, 64));
     for (side, c) in [(56, 256), (28, 512), (14, 1024), (7, 2048), (7, 1280)] {
@@ -45,7 +45,7 @@ fn measure<E: Element>(dtype: &str, pool: &rayon::ThreadPool) {
         let half = row.bytes / 2;
         let (from, mut to) = (vec![1u8; half], vec![0u8; half]);
         let mut candidates: Vec<Box<dyn FnMut() + '_>> = vec![
-            Box::new(|| Team::scope(Some(pool), |team| (0..CALLS).for_each(|_| (row.call)(team)))),
+            Box::new(|| Team::scope(Some(crew), |team| (0..CALLS).for_each(|_| (row.call)(team)))),
             Box::new(|| to.copy_from_slice(std::hint::black_box(&from))),
         ];
         let times = common::interleave(&mut candidates, 9, 4e6);

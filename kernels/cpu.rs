@@ -9,7 +9,9 @@ use crate::max_pool::MaxPool;
 use crate::mean_pool::MeanPool;
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
-use crate::{Backend, Buffer, Channels, Element, Error, Extent, Isa, PartSums, Result, Rows, Team, Value};
+use crate::{
+    Backend, Buffer, Channels, Crew, Element, Error, Extent, Isa, PartSums, Result, Rows, Team, Value,
+};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +23,7 @@ use std::time::Instant;
 #[derive(Clone)]
 pub struct Cpu<E> {
     isa: Isa,
-    pool: Option<Arc<rayon::ThreadPool>>,
+    crew: Option<Arc<Crew>>,
     /// Where filters lie.
     arena: Arc<Arena>,
     element: PhantomData<E>,
@@ -30,12 +32,13 @@ pub struct Cpu<E> {
 impl<E: Element> Cpu<E> {
     /// The CPU with the instruction set `isa` and the threads of `pool`.
     pub fn new(isa: Isa, pool: Option<Arc<rayon::ThreadPool>>) -> Self {
-        Self { isa, pool, arena: Arc::default(), element: PhantomData }
+        let crew = pool.map(|pool| Arc::new(Crew::new(pool)));
+        Self { isa, crew, arena: Arc::default(), element: PhantomData }
     }
 
     /// Threads of an inference.
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
+        self.crew.as_ref().map_or(1, |crew| crew.threads())
     }
 }
 
@@ -163,7 +166,7 @@ impl<E: Element> Backend for Cpu<E> {
         inference: impl FnOnce(&mut CpuQueue<'_, E>) -> R + Send,
     ) -> R {
         let isa = self.isa;
-        Team::scope(self.pool.as_deref(), |team| inference(&mut CpuQueue { isa, team, scratch }))
+        Team::scope(self.crew.as_deref(), |team| inference(&mut CpuQueue { isa, team, scratch }))
     }
 
     fn play<X: From<Error>>(

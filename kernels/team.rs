@@ -5,9 +5,11 @@
 //! chunks of whatever step the leader has opened. A step never waits for a thread that did not show up: with every
 //! other worker busy elsewhere the leader does all chunks itself, so any number of teams can share a pool.
 
+use crate::Crew;
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
@@ -15,14 +17,30 @@ type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
 pub struct Team {
     /// Lives on the stack of [`scope`](Self::scope), which outlasts the team.
     shared: NonNull<Shared>,
+    /// Outlasts the team too.
+    crew: Option<NonNull<Crew>>,
     threads: usize,
+    late: Late,
 }
+
+/// When the leader fetches those who are not there yet.
+struct Late {
+    since: Instant,
+    patience: Duration,
+}
+
+/// Threads that are awake are there sooner.
+const PATIENCE: Duration = Duration::from_micros(50);
+/// Patience doubles every time, up to this: whoever has not come then has other work.
+const MOST_PATIENCE: Duration = Duration::from_micros(400);
 
 struct Shared {
     /// Number of the open step, 0 while none is open; steps are numbered from 1.
     open: AtomicUsize,
     /// The next chunk of each share.
     next: [Share; MOST_SHARES],
+    /// Onlookers that have come.
+    present: AtomicUsize,
     /// Onlookers that may be reading `job`.
     inside: AtomicUsize,
     finished: AtomicBool,
@@ -50,27 +68,30 @@ const MOST_SHARES: usize = 32;
 unsafe impl Sync for Shared {}
 
 impl Team {
-    /// Runs `program` with the pool's threads at its side; without a pool, on the calling thread alone.
-    pub fn scope<R: Send>(
-        pool: Option<&rayon::ThreadPool>,
-        program: impl FnOnce(&mut Team) -> R + Send,
-    ) -> R {
+    /// Runs `program` with the crew's threads at its side; without a crew, on the calling thread alone.
+    pub fn scope<R: Send>(crew: Option<&Crew>, program: impl FnOnce(&mut Team) -> R + Send) -> R {
         let shared = Shared {
             open: AtomicUsize::new(0),
             next: [const { Share(AtomicUsize::new(0)) }; MOST_SHARES],
+            present: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             finished: AtomicBool::new(false),
             job: UnsafeCell::new(None),
         };
-        match pool.filter(|pool| pool.current_num_threads() > 1) {
-            None => program(&mut Team { shared: NonNull::from(&shared), threads: 1 }),
-            Some(pool) => pool.install(|| {
-                let threads = pool.current_num_threads();
+        let late = || Late { since: Instant::now(), patience: PATIENCE };
+        match crew.filter(|crew| crew.threads() > 1) {
+            None => {
+                program(&mut Team { shared: NonNull::from(&shared), crew: None, threads: 1, late: late() })
+            }
+            Some(crew) => crew.pool().install(|| {
+                let threads = crew.threads();
                 let lead = || {
+                    let _duty = crew.on_duty();
                     let _finish = Finish(&shared);
-                    program(&mut Team { shared: NonNull::from(&shared), threads })
+                    let crew = Some(NonNull::from(crew));
+                    program(&mut Team { shared: NonNull::from(&shared), crew, threads, late: late() })
                 };
-                rayon::join(lead, || look_on(&shared, 1, threads)).0
+                rayon::join(lead, || look_on(&shared, crew, 1)).0
             }),
         }
     }
@@ -102,13 +123,25 @@ impl Team {
         unsafe { *shared.job.get() = Some(Step { job, chunks, shares }) };
         shared.open.store(1, Ordering::SeqCst);
         let _close = Close(shared);
-        work(shared, Step { job, chunks, shares }, 0);
+        work(shared, Step { job, chunks, shares }, 0, || self.fetch_late());
+    }
+
+    /// Fetches the onlookers that should have come by now.
+    fn fetch_late(&mut self) {
+        let Self { shared, crew: Some(crew), threads, late } = self else { return };
+        // SAFETY: `scope` hands out teams only for as long as both live.
+        let (shared, crew) = unsafe { (shared.as_ref(), crew.as_ref()) };
+        let everybody = shared.present.load(Ordering::Relaxed) + 1 == *threads;
+        if late.patience <= MOST_PATIENCE && !everybody && late.since.elapsed() >= late.patience {
+            crew.fetch();
+            late.patience *= 2;
+        }
     }
 }
 
 /// Does the worker's own share, then what the others have left of theirs. The same worker meets the same part of the
 /// map step after step, which then is in its cache. False: there was nothing to do.
-fn work(shared: &Shared, step: Step, worker: usize) -> bool {
+fn work(shared: &Shared, step: Step, worker: usize, mut between: impl FnMut()) -> bool {
     let mut any = false;
     let Step { job, chunks, shares } = step;
     for share in (0..shares).map(|i| (worker + i) % shares) {
@@ -118,6 +151,7 @@ fn work(shared: &Shared, step: Step, worker: usize) -> bool {
             let chunk = next.fetch_add(1, Ordering::Relaxed);
             if chunk < end {
                 job(chunk, worker);
+                between();
                 any = true;
             }
         }
@@ -125,9 +159,11 @@ fn work(shared: &Shared, step: Step, worker: usize) -> bool {
     any
 }
 
-/// Starts onlookers `worker..threads`, one of them on this thread.
-fn look_on(shared: &Shared, worker: usize, threads: usize) {
+/// Starts onlookers `worker..`, one of them on this thread.
+fn look_on(shared: &Shared, crew: &Crew, worker: usize) {
     let own = || {
+        let _duty = crew.on_duty();
+        shared.present.fetch_add(1, Ordering::Relaxed);
         let mut idle = 0u32;
         // Spinning is for the microseconds between two steps; whoever waits longer lets others have the core, so that
         // more threads than cores cost little.
@@ -140,8 +176,8 @@ fn look_on(shared: &Shared, worker: usize, threads: usize) {
             }
         }
     };
-    if worker + 1 < threads {
-        rayon::join(own, || look_on(shared, worker + 1, threads));
+    if worker + 1 < crew.threads() {
+        rayon::join(own, || look_on(shared, crew, worker + 1));
     } else {
         own();
     }
@@ -167,7 +203,7 @@ fn help(shared: &Shared, worker: usize) -> bool {
     }
     // SAFETY: `inside` was raised before the step was seen open, so the leader waits for us before touching `job`.
     let Some(step) = (unsafe { *shared.job.get() }) else { return false };
-    work(shared, step, worker)
+    work(shared, step, worker, || ())
 }
 
 /// Closes the step and waits until no onlooker is inside, also when the leader's task unwinds.
@@ -198,8 +234,8 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
 
-    fn every_chunk_once(pool: Option<&rayon::ThreadPool>) {
-        Team::scope(pool, |team| {
+    fn every_chunk_once(crew: Option<&Crew>) {
+        Team::scope(crew, |team| {
             for chunks in [0, 1, 2, 7, 100] {
                 let hits: Vec<AtomicU32> = (0..chunks).map(|_| AtomicU32::new(0)).collect();
                 let busy: Vec<AtomicBool> = (0..team.threads()).map(|_| AtomicBool::new(false)).collect();
@@ -217,32 +253,32 @@ mod tests {
     fn runs_every_chunk_once_at_any_size() {
         every_chunk_once(None);
         for threads in [1, 2, 3, 8] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let crew = Crew::start(threads).unwrap();
             for _ in 0..50 {
-                every_chunk_once(Some(&pool));
+                every_chunk_once(Some(&crew));
             }
         }
     }
 
     #[test]
     fn many_teams_share_a_pool() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let crew = Crew::start(2).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..6 {
-                scope.spawn(|| (0..30).for_each(|_| every_chunk_once(Some(&pool))));
+                scope.spawn(|| (0..30).for_each(|_| every_chunk_once(Some(&crew))));
             }
         });
     }
 
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_pool_survives() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let crew = Crew::start(3).unwrap();
         for _ in 0..20 {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                Team::scope(Some(&pool), |team| team.for_each(64, |chunk, _| assert_ne!(chunk, 63)));
+                Team::scope(Some(&crew), |team| team.for_each(64, |chunk, _| assert_ne!(chunk, 63)));
             }));
             assert!(outcome.is_err());
-            every_chunk_once(Some(&pool));
+            every_chunk_once(Some(&crew));
         }
     }
 }

@@ -193,12 +193,14 @@ fn infer_writes_what_verify_reads() {
 
 #[test]
 fn bench_reports_latency_and_efficiency() {
-    let report =
-        prints_json("bench --json --model cifar_resnet20 --batch 2 --threads 1 --iterations 4 --warm-up 1");
+    let report = prints_json(
+        "bench --json --model cifar_resnet20 --batch 2 --threads 1 --iterations 4 --warm-up 1 --pause 1ms",
+    );
     for key in ["min", "mean", "median", "p90", "p95", "p99"] {
         assert!(report["latency_ms"][key].as_f64().unwrap() > 0.0, "{report}");
     }
     assert_eq!((report["batch"].as_u64(), report["iterations"].as_u64()), (Some(2), Some(4)));
+    assert_eq!(report["pause_ms"], 1.0);
     assert!(report.get("static_latency_ms").is_none() && report.get("eta").is_none());
 
     let report = prints_json(

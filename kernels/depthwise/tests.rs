@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Density, Random, worst};
-use crate::{Extent, Isa, Team};
+use crate::{Crew, Extent, Isa, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -100,9 +100,9 @@ impl<E: Element> Operands<E> {
 
     fn run(&self, case: &Case, isa: Isa) -> Vec<E> {
         let filter = Filter::pack(&self.spec(case)).unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build().unwrap();
+        let crew = Crew::start(case.threads).unwrap();
         let mut output = self.before.clone();
-        Team::scope(Some(&pool), |team| run(isa, team, &filter, self.call(case, &mut output))).unwrap();
+        Team::scope(Some(&crew), |team| run(isa, team, &filter, self.call(case, &mut output))).unwrap();
         output
     }
 }

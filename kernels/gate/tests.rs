@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Random, worst};
-use crate::{Isa, PartSums, Team};
+use crate::{Crew, Isa, PartSums, Team};
 
 fn parts() -> PartSums {
     PartSums::new().unwrap()
@@ -25,10 +25,10 @@ fn patch_margins_equal_the_reference() {
         let halves: Vec<_> = input.iter().map(|&x| half::bf16::from_f32(x)).collect();
         let mut want = vec![0.0; batch * grid.pixels()];
         let mut got = want.clone();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let crew = Crew::start(2).unwrap();
         for isa in Isa::available() {
             reference_patch(&gate, &input, batch, map, &mut want);
-            Team::scope(Some(&pool), |team| {
+            Team::scope(Some(&crew), |team| {
                 patch(isa, team, &mut parts(), &gate, &input, (batch, map), &mut got)
             })
             .unwrap();
@@ -56,9 +56,9 @@ fn linear_layers_equal_the_reference() {
         let (mut want, mut got) = (vec![0.0; batch * c_out], vec![0.0; batch * c_out]);
         reference_linear(&layer, &input, &mut want);
         let weights = LinearWeights::pack(&layer).unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let crew = Crew::start(2).unwrap();
         for isa in Isa::available() {
-            Team::scope(Some(&pool), |team| linear(isa, team, &weights, &input, &mut got)).unwrap();
+            Team::scope(Some(&crew), |team| linear(isa, team, &weights, &input, &mut got)).unwrap();
             assert!(worst(&got, &want, 1.0) < 1e-4, "{c_in} → {c_out} on {}", isa.name());
             // Alone a sample gets the same bits as among others.
             let mut alone = vec![0.0; c_out];
@@ -87,11 +87,11 @@ fn neither_threads_nor_batch_leave_a_trace_in_margins() {
         let margins = |threads: usize, input: &[f32]| {
             let batch = input.len() / (map.pixels() * c);
             let mut margins = vec![0.0; batch * grid.pixels()];
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let crew = Crew::start(threads).unwrap();
             let run = |team: &mut Team| {
                 patch(Isa::detect(), team, &mut parts(), &gate, input, (batch, map), &mut margins)
             };
-            Team::scope(Some(&pool), run).unwrap();
+            Team::scope(Some(&crew), run).unwrap();
             margins
         };
         let all = margins(1, &input);

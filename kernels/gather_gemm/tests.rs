@@ -1,7 +1,7 @@
 use super::*;
 use crate::simd::Kind;
 use crate::testing::{Density, Random, worst};
-use crate::{Channels, ConvGeometry, Extent, Isa, Team};
+use crate::{Channels, ConvGeometry, Crew, Extent, Isa, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -108,9 +108,9 @@ fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
     reference(&spec, &mut call(&mut want[..]));
     let mut got = before.clone();
     let filter = Filter::<E>::pack(isa, &spec).unwrap();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(case.threads).build().unwrap();
+    let crew = Crew::start(case.threads).unwrap();
     let mut scratch: Vec<_> = (0..case.threads).map(|_| Scratch::new().unwrap()).collect();
-    Team::scope(Some(&pool), |team| run(isa, team, &filter, &mut scratch, call(&mut got[..]))).unwrap();
+    Team::scope(Some(&crew), |team| run(isa, team, &filter, &mut scratch, call(&mut got[..]))).unwrap();
     let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
     (values(&got), values(&want))
 }

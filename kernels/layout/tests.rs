@@ -1,9 +1,10 @@
 use super::*;
+use crate::Crew;
 use crate::testing::Random;
 
 #[test]
 fn images_come_in_with_a_zero_border_and_go_out_again() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let crew = Crew::start(2).unwrap();
     for (batch, c, h, w, top, left, bottom, right) in [
         (1, 3, 4, 5, 0, 0, 0, 0),
         (2, 3, 5, 4, 3, 3, 3, 3),
@@ -19,7 +20,7 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
             let mut one = vec![f32::NAN; output.len()];
             let call =
                 FromNchw { batch, c, image, border, bordered, input: &input[..], output: &mut one[..] };
-            Team::scope(Some(&pool), |team| from_nchw(isa, team, call)).unwrap();
+            Team::scope(Some(&crew), |team| from_nchw(isa, team, call)).unwrap();
             assert!(output[0].is_nan() || output == one, "{}", isa.name());
             output = one;
         }
@@ -33,7 +34,7 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
             }
         }
         let mut back = vec![0.0; output.len()];
-        Team::scope(Some(&pool), |team| to_nchw(team, batch, bordered, c, &output, &mut back)).unwrap();
+        Team::scope(Some(&crew), |team| to_nchw(team, batch, bordered, c, &output, &mut back)).unwrap();
         assert_eq!(back[(c - 1) * bordered.pixels() + top * bordered.w + left], input[(c - 1) * h * w]);
         let mut again = vec![0.0; output.len()];
         let plain = Extent { h: 0, w: 0 };
@@ -56,13 +57,13 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
 
 #[test]
 fn maps_go_out_whatever_their_size() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let crew = Crew::start(3).unwrap();
     for (batch, c, h, w) in [(1, 1000, 1, 1), (2, 40, 7, 7), (3, 16, 8, 8), (1, 17, 13, 11), (2, 3, 1, 65)] {
         let map = Extent { h, w };
         let input: Vec<half::bf16> =
             Random(1).values(batch * c * map.pixels()).into_iter().map(half::bf16::from_f32).collect();
         let mut output = vec![f32::NAN; input.len()];
-        Team::scope(Some(&pool), |team| to_nchw(team, batch, map, c, &input, &mut output)).unwrap();
+        Team::scope(Some(&crew), |team| to_nchw(team, batch, map, c, &input, &mut output)).unwrap();
         for (i, &got) in output.iter().enumerate() {
             let (plane, pixel) = (i / map.pixels(), i % map.pixels());
             let want = input[(plane / c * map.pixels() + pixel) * c + plane % c];

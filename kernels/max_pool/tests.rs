@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::Random;
-use crate::{Extent, Isa, Team};
+use crate::{Crew, Extent, Isa, Team};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -19,9 +19,9 @@ fn check<E: Element>(geometry: ConvGeometry, batch: usize, isa: Isa, nan: usize,
     let len = batch * geometry.output.pixels() * geometry.c_out;
     let (mut want, mut got) = (vec![E::from_f32(7.0); len], vec![E::from_f32(7.0); len]);
     reference(&mut MaxPool { geometry, batch, input: &input[..], output: &mut want[..] });
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let crew = Crew::start(3).unwrap();
     let call = MaxPool { geometry, batch, input: &input[..], output: &mut got[..] };
-    Team::scope(Some(&pool), |team| run(isa, team, call)).unwrap();
+    Team::scope(Some(&crew), |team| run(isa, team, call)).unwrap();
     for (i, (got, want)) in got.iter().zip(&want).map(|(g, w)| (g.to_f32(), w.to_f32())).enumerate() {
         assert!(
             got == want || (got.is_nan() && want.is_nan()),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Density, Random, worst};
-use crate::{Isa, PartSums, Team};
+use crate::{Crew, Isa, PartSums, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -49,11 +49,11 @@ fn check<E: Element>(case: &Case, isa: Isa) {
     reference(&mut call(case, &rows, &channels, &input, &mut want));
     let mut first: Option<Vec<f32>> = None;
     for threads in [1, 2, 9] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let crew = Crew::start(threads).unwrap();
         let mut got = before.clone();
         let mut parts = PartSums::new().unwrap();
         let call = call(case, &rows, &channels, &input, &mut got);
-        Team::scope(Some(&pool), |team| run(isa, team, &mut parts, call)).unwrap();
+        Team::scope(Some(&crew), |team| run(isa, team, &mut parts, call)).unwrap();
         let worst = worst(&got, &want, 1.0);
         assert!(worst <= SUMMATION, "{case:?} on {}: {worst:e}", isa.name());
         assert_eq!(first.get_or_insert(got.clone()), &got, "{case:?}: {threads} threads");

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Density, Random, worst};
-use crate::{Isa, Team};
+use crate::{Crew, Isa, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -54,10 +54,10 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let weights = Weights::pack(&spec).unwrap();
     let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
     for threads in [1, 3] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let crew = Crew::start(threads).unwrap();
         let mut got = before.clone();
         let mut scratch = Scratch::new().unwrap();
-        Team::scope(Some(&pool), |team| {
+        Team::scope(Some(&crew), |team| {
             run(isa, team, &weights, &mut scratch, call(case, &rows, &channels, &mut got))
         })
         .unwrap();

@@ -34,6 +34,9 @@ pub(super) struct Bench {
     /// Inferences before the clock counts, of each contestant
     #[arg(long, value_name = "N", default_value_t = 5)]
     warm_up: u16,
+    /// Wait this long before every inference, as an application does that is sent an image now and then
+    #[arg(long, value_name = "TIME", value_parser = super::parse::duration)]
+    pause: Option<Duration>,
     /// Measure the same network without gates too, in turns
     #[arg(long = "static")]
     beside_static: bool,
@@ -98,16 +101,16 @@ impl Bench {
             let outcome = session.infer_with(Request { timed, ..request }, &**policy, output);
             outcome.with_context(|| format!("{}, batch {batch}", model.label))
         };
-        let limit = match self.iterations {
-            Some(n) => Limit {
-                rounds: n as usize,
-                duration: Duration::ZERO,
-                most: n as usize,
-                warm_up: self.warm_up.into(),
-            },
-            None => {
-                Limit { rounds: 10, duration: self.duration, most: 1_000_000, warm_up: self.warm_up.into() }
-            }
+        let (rounds, duration, most) = match self.iterations {
+            Some(n) => (n as usize, Duration::ZERO, n as usize),
+            None => (10, self.duration, 1_000_000),
+        };
+        let limit = Limit {
+            warm_up: self.warm_up.into(),
+            rounds,
+            duration,
+            most,
+            pause: self.pause.unwrap_or_default(),
         };
         let times = interleave(contestants.len(), limit, |at| infer(at, &mut output, false))?;
         let mut results = Vec::new();
@@ -189,9 +192,12 @@ impl Bench {
         let rounds = results.first().map_or(0, |result| result.times.len());
         let inferences = if rounds == 1 { "inference" } else { "inferences" };
         let turns = if results.len() > 1 { ", in turns" } else { "" };
+        let pause =
+            |pause: Duration| format!(", each after a pause of {} ms", digits(pause.as_secs_f64() * 1e3));
+        let pause = self.pause.map_or_else(String::new, pause);
         writeln!(
             out,
-            "batch {}  ·  {rounds} {inferences} after {} of warm-up{turns}\n",
+            "batch {}  ·  {rounds} {inferences} after {} of warm-up{turns}{pause}\n",
             self.batch, self.warm_up
         )?;
         let baseline = baseline(contestants, results);
@@ -249,6 +255,7 @@ impl Bench {
             "batch": self.batch,
             "iterations": results.first().map_or(0, |result| result.times.len()),
             "warm_up": self.warm_up,
+            "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1e3),
             "seed": self.force.seed,
             "pattern": (!self.force.density.is_empty()).then(|| self.force.pattern()),
         });

@@ -156,7 +156,7 @@ impl Setup {
         self.session.infer_with(Request { masks: true, ..request }, &*self.policy, &mut output)?;
 
         let mut scratch = Output::default();
-        let limit = Limit { warm_up: 2, rounds: 3, duration: time, most: 200 };
+        let limit = Limit { warm_up: 2, rounds: 3, duration: time, most: 200, pause: Duration::ZERO };
         let sides = 1 + usize::from(self.plain.is_some());
         let times = interleave(sides, limit, |side| match (&self.plain, side) {
             (Some(plain), 1) => plain.infer_into(request, &mut scratch),

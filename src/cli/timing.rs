@@ -15,6 +15,8 @@ pub(super) struct Limit {
     pub(super) duration: Duration,
     /// But no more than this many in all.
     pub(super) most: usize,
+    /// Between a run and the next nothing happens for this long.
+    pub(super) pause: Duration,
 }
 
 /// Runs contestants `0..count` in turns, A B A B, and gives each one's times in milliseconds.
@@ -33,6 +35,9 @@ pub(super) fn interleave(
             break;
         }
         for (contestant, times) in times.iter_mut().enumerate() {
+            if !limit.pause.is_zero() {
+                std::thread::sleep(limit.pause);
+            }
             let start = Instant::now();
             run(contestant)?;
             times.push(start.elapsed().as_secs_f64() * 1e3);
@@ -104,12 +109,20 @@ mod tests {
     #[test]
     fn contestants_alternate() {
         let mut order = Vec::new();
-        let limit = Limit { warm_up: 1, rounds: 2, duration: Duration::ZERO, most: 9 };
+        let limit = Limit {
+            warm_up: 1,
+            rounds: 2,
+            duration: Duration::ZERO,
+            most: 9,
+            pause: Duration::from_millis(2),
+        };
+        let start = Instant::now();
         let times = interleave(2, limit, |i| {
             order.push(i);
             Ok(())
         });
         assert_eq!(order, [0, 1, 0, 1, 0, 1]);
         assert_eq!(times.unwrap()[1].len(), 2);
+        assert!(start.elapsed() >= 4 * limit.pause);
     }
 }
