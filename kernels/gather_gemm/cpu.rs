@@ -4,7 +4,7 @@
 use super::filter::Layout;
 use super::micro::{self, Epilogue, Strip};
 use super::panel::{Ready, place, prepare, reduce};
-use super::rows::point;
+use super::rows::{point_in, point_out};
 use super::scratch::Scratch;
 use super::tiles;
 use super::{Filter, GatherGemm};
@@ -191,9 +191,10 @@ fn run_chunk<E: Element>(
     let mut start = 0;
     for t in 0..tiles {
         let end = start + height + usize::from(t < taller);
-        point(filter, call, block.start, start..end, n_taps, scratch, output);
+        point_in(filter, call, block.start, start..end, n_taps, scratch);
         start = end;
     }
+    point_out(filter, call, block.start, 0..block.len(), scratch, output);
     reduce(filter, job, folded, scratch);
     for column in columns.clone() {
         let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };

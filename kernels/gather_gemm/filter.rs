@@ -60,7 +60,7 @@ pub struct Filter<E> {
     pub(super) output_constant: Option<Vec<f32>>,
     /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
     pub(super) folded: bool,
-    /// In pairs, every kernel row begins a step of tiles, so that they can read it where it lies.
+    /// In pairs, every kernel row begins a step of tiles, so that they can read it where its pixels' channels are neighbours.
     pub(super) lines: bool,
     pub(super) layout: Layout,
     /// What is computed at once where panels are streamed, and where they are units.
@@ -120,7 +120,7 @@ pub(super) fn place_in_blocks(tap: usize, input: usize, taps: usize, inputs: usi
 /// Stored row of an input channel of a panel in pairs; with `lines` every kernel row begins a step.
 fn row_in_pairs(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input: usize) -> usize {
     match lines {
-        true => tap / g.kernel * DEPTH + tap % g.kernel * g.c_in + input,
+        true => tap / g.kernel * line_depth(g, panel.inputs) + tap % g.kernel * panel.inputs + input,
         false => place_in_blocks(tap, input, g.kernel * g.kernel, panel.inputs),
     }
 }
@@ -128,13 +128,21 @@ fn row_in_pairs(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input:
 /// Where kernel rows begin steps, a reduction takes at most so many tenths of the steps that it takes otherwise.
 const MOST_LINE_STEPS: usize = 15;
 
+/// Stored rows of a kernel row that begins a step.
+fn line_depth(g: &ConvGeometry, inputs: usize) -> usize {
+    (g.kernel * inputs).next_multiple_of(DEPTH)
+}
+
 /// Stored rows of a panel in pairs.
 fn depth_in_pairs(g: &ConvGeometry, lines: bool, inputs: usize) -> usize {
-    if lines { g.kernel * DEPTH } else { (g.kernel * g.kernel * inputs).next_multiple_of(DEPTH) }
+    match lines {
+        true => g.kernel * line_depth(g, inputs),
+        false => (g.kernel * g.kernel * inputs).next_multiple_of(DEPTH),
+    }
 }
 
 /// Channels that are met together, of those from `first` on.
-pub(super) fn width_of_block(first: usize, inputs: usize) -> usize {
+fn width_of_block(first: usize, inputs: usize) -> usize {
     DEPTH.min(inputs - first)
 }
 
@@ -176,10 +184,12 @@ impl<E: Element> Filter<E> {
         let one_block = layout != Layout::Pairs || g.c_in <= DEPTH;
         let folded =
             g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_block;
+        let few_steps = g.kernel <= MOST_LINE_STEPS * (taps * g.c_in).div_ceil(DEPTH) / 10;
         let lines = layout == Layout::Pairs
-            && folded
-            && g.kernel * g.c_in <= DEPTH
-            && g.kernel <= MOST_LINE_STEPS * (taps * g.c_in).div_ceil(DEPTH) / 10;
+            && match g.groups {
+                1 => folded && g.kernel * g.c_in <= DEPTH && few_steps,
+                _ => g.kernel > 1 && !g.group_in().is_multiple_of(DEPTH),
+            };
         let (panels, len) = match layout {
             Layout::Units => cut(&g, UNIT, UNIT, |inputs| taps * inputs),
             Layout::Pairs => cut(&g, SIDE, SIDE, |inputs| depth_in_pairs(&g, lines, inputs)),

@@ -37,29 +37,48 @@ impl Cursor {
     }
 }
 
-/// Fills in the pointers of the rows of one tile (`rows` counted from `first`).
-pub(super) fn point<E: Element>(
+/// Fills in where the outputs of some rows (counted from `first`) start, and the rows' classes.
+pub(super) fn point_out<E: Element>(
+    filter: &Filter<E>,
+    call: &GatherGemm<'_, [E]>,
+    first: usize,
+    rows: Range<usize>,
+    scratch: &mut Scratch<E>,
+    output: *mut E,
+) {
+    let g = filter.geometry();
+    let active = call.active.rows;
+    let first = first + rows.start;
+    for (slot, out) in scratch.out[rows.clone()].iter_mut().enumerate() {
+        let at =
+            if call.output_rows == Placement::Natural { active.pixel(first + slot) } else { first + slot };
+        *out = output.wrapping_add(at * g.c_out);
+    }
+    if g.is_pointwise() || filter.bias.len() == filter.bias_stride {
+        return;
+    }
+    let mut cursor = Cursor::new(g.output, active.pixel(first));
+    for (slot, class) in scratch.class[rows].iter_mut().enumerate() {
+        let (_, y, x) = cursor.locate(active.pixel(first + slot));
+        *class = filter.class(y, x) as u32;
+    }
+}
+
+/// Fills in where each tap of the rows of one tile (counted from `first`) starts.
+pub(super) fn point_in<E: Element>(
     filter: &Filter<E>,
     call: &GatherGemm<'_, [E]>,
     first: usize,
     rows: Range<usize>,
     n_taps: usize,
     scratch: &mut Scratch<E>,
-    output: *mut E,
 ) {
     let g = filter.geometry();
     let height = rows.len();
     let taps = &mut scratch.taps[rows.start * n_taps..rows.end * n_taps];
-    let (out, class) = (&mut scratch.out[rows.clone()], &mut scratch.class[rows.clone()]);
     let input = call.input.as_ptr();
     let active = call.active.rows;
     let first = first + rows.start;
-    for (slot, out) in out.iter_mut().enumerate() {
-        let at =
-            if call.output_rows == Placement::Natural { active.pixel(first + slot) } else { first + slot };
-        *out = output.wrapping_add(at * g.c_out);
-    }
-    let classes = filter.bias.len() > filter.bias_stride;
     if g.is_pointwise() {
         for (slot, tap) in taps.iter_mut().enumerate() {
             let at =
@@ -71,11 +90,8 @@ pub(super) fn point<E: Element>(
     let mut cursor = Cursor::new(g.output, active.pixel(first));
     let line = g.input.w * g.c_in;
     let zeros = scratch.zeros.as_slice().as_ptr();
-    for (slot, class) in class.iter_mut().enumerate() {
+    for slot in 0..height {
         let (n, y, x) = cursor.locate(active.pixel(first + slot));
-        if classes {
-            *class = filter.class(y, x) as u32;
-        }
         // Wraps below zero where the kernel hangs over the edge.
         let (iy, ix) = ((y * g.stride).wrapping_sub(g.pad_top), (x * g.stride).wrapping_sub(g.pad_left));
         let origin = (n * g.input.pixels()).wrapping_add(iy.wrapping_mul(g.input.w)).wrapping_add(ix);

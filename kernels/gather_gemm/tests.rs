@@ -138,6 +138,16 @@ fn geometries_by_name() {
         conv(8, 8, 16, 16, 3, 1, 2),
         conv(8, 8, 48, 48, 3, 1, 2),
         conv(9, 9, 104, 104, 3, 2, 13),
+        // Groups whose kernel rows are read where they were copied to, in whole steps of tiles and not, on wide maps and not.
+        conv(14, 14, 96, 96, 3, 1, 6),
+        conv(29, 40, 48, 48, 3, 2, 3),
+        conv(9, 20, 104, 104, 3, 1, 13),
+        conv(7, 33, 72, 72, 5, 2, 3),
+        conv(12, 17, 80, 80, 3, 1, 2),
+        conv(10, 34, 128, 64, 3, 2, 2),
+        // Strides over copied lines, and rows that are read into the next.
+        conv(32, 34, 64, 40, 3, 2, 1),
+        conv(9, 20, 48, 40, 1, 1, 1),
         conv(1, 1, 300, 10, 1, 1, 1),
         conv(1, 5, 3, 7, 3, 1, 1),
         conv(2, 2, 8, 8, 3, 2, 1),
@@ -187,6 +197,9 @@ fn tiles_give_the_same_bits_on_any_number_of_threads() {
         (conv(14, 14, 64, 96, 3, 1, 1), 1),
         (conv(21, 20, 96, 64, 3, 1, 1), 3),
         (conv(20, 20, 320, 64, 1, 1, 1), 2),
+        (conv(20, 20, 48, 64, 1, 1, 1), 2),
+        (conv(28, 20, 80, 80, 3, 1, 5), 2),
+        (conv(34, 36, 104, 104, 3, 2, 13), 2),
         (ConvGeometry { pad_top: 0, pad_left: 0, output: Extent { h: 17, w: 17 }, ..stem }, 2),
     ] {
         // An even seed: all rows are active without being listed.

@@ -8,7 +8,7 @@ use super::cpu::{Job, epilogue, evenly, piece};
 use super::filter::Tile;
 use super::micro::Epilogue;
 use super::panel::{place, prepare, reduce};
-use super::rows::point;
+use super::rows::point_out;
 use super::scratch::Scratch;
 use super::{Filter, GatherGemm};
 use crate::simd::tiles::{DEPTH, Product, SIDE, Tiles};
@@ -89,7 +89,7 @@ pub(super) fn run_chunk<E: Element>(
     if scratch.block != Some((job.sample, block)) {
         scratch.block = Some((job.sample, block));
         scratch.operand.forget();
-        point(filter, call, rows.start, 0..rows.len(), n_taps, scratch, output);
+        point_out(filter, call, rows.start, 0..rows.len(), scratch, output);
         reduce(filter, job, folded, scratch);
     }
     let tiles = Tiles::new(isa);

@@ -1,8 +1,9 @@
 //! What products read of a block of rows: windows of sixteen, whose rows lie evenly.
 
-use super::super::filter::{place_in_blocks, width_of_block};
+use super::super::filter::place_in_blocks;
 use super::super::micro::Segment;
-use super::super::rows::Cursor;
+use super::super::panel::Meets;
+use super::super::rows::{Cursor, point_in};
 use super::super::scratch::Scratch;
 use super::super::{Filter, GatherGemm, Placement};
 use crate::simd::tiles::{DEPTH, SIDE};
@@ -32,8 +33,12 @@ pub(in super::super) struct Operand<E> {
     pub(super) pitch: usize,
     /// The input channels and steps it is of.
     of: Option<Range<usize>>,
-    /// Lines of maps that were copied.
+    /// Lines of maps that are copied.
     strips: Vec<Lines>,
+    /// Whether the taps of the block's rows are filled in.
+    pointed: bool,
+    /// Whether it pays to copy those with so many channels; then the windows are in them.
+    mapped: Option<(usize, bool)>,
 }
 
 /// Consecutive lines of one map.
@@ -50,7 +55,7 @@ struct Lines {
 impl<E> Default for Operand<E> {
     fn default() -> Self {
         let (windows, at, offsets, strips) = (vec![], vec![], vec![], vec![]);
-        Self { windows, at, offsets, pitch: 0, of: None, strips }
+        Self { windows, at, offsets, pitch: 0, of: None, strips, pointed: false, mapped: None }
     }
 }
 
@@ -70,6 +75,8 @@ impl<E> Operand<E> {
     /// What there is is of another block.
     pub(in super::super) fn forget(&mut self) {
         self.of = None;
+        self.mapped = None;
+        self.pointed = false;
         self.windows.clear();
     }
 
@@ -121,21 +128,26 @@ pub(super) fn ready<E: Element>(
     }
     let even = g.is_pointwise() && (call.input_rows == Placement::Compact || call.active.rows.is_all());
     let whole = len > 0 && len.is_multiple_of(DEPTH);
-    if even && whole && rows >= SIDE {
-        let start = scratch.taps[0].wrapping_add(first);
+    let channels = first..first + len;
+    // Behind a row's last channel a step may read the next row's first, which meet weights that are zero.
+    let reach = (first_row + rows) * g.c_in + depth.next_multiple_of(DEPTH) - len;
+    let follows = len == g.c_in && reach <= call.active.rows.len() * g.c_in;
+    if even && (whole || follows) && rows >= SIDE {
+        let start = call.input.as_ptr().wrapping_add(first_row * g.c_in + first);
         scratch.operand.consecutive(start, rows, g.c_in * size_of::<E>(), true);
         step_by_step(&mut scratch.operand, depth);
     } else if n_taps < g.kernel * g.kernel && filter.lines {
         if !along_lines(g, call, (first_row, rows), scratch) {
-            gathered(isa, rows, n_taps, (first..first + len, true), scratch);
+            gathered(isa, filter, call, (first_row, rows), n_taps, (channels, 1), scratch);
         }
-    } else if !(g.kernel > 1
-        && g.stride == 1
-        && n_taps == g.kernel * g.kernel
-        && whole
-        && map(isa, g, call, (first_row, rows), (first, len), scratch))
-    {
-        gathered(isa, rows, n_taps, (first..first + len, false), scratch);
+    } else {
+        // Panels that were packed lie in another order.
+        let lines = filter.lines && scratch.meets == Meets::Stream;
+        let maps = g.kernel > 1 && n_taps == g.kernel * g.kernel && (whole || lines && len > 0);
+        if !(maps && map(isa, g, call, (first_row, rows), (&channels, lines), scratch)) {
+            let together = if lines { g.kernel } else { n_taps };
+            gathered(isa, filter, call, (first_row, rows), n_taps, (channels, together), scratch);
+        }
     }
     scratch.operand.of = of;
 }
@@ -151,16 +163,19 @@ fn along_lines<E: Element>(
     if !call.active.rows.is_all() || g.output.w < SIDE || rows == 0 {
         return false;
     }
-    let Scratch { operand, taps, .. } = scratch;
+    let operand = &mut scratch.operand;
     operand.windows.clear();
     operand.at.clear();
     operand.pitch = g.stride * g.c_in * size_of::<E>();
+    let mut cursor = Cursor::new(g.output, first_row);
     let mut row = 0;
     while row < rows {
-        let x = (first_row + row) % g.output.w;
+        let (n, y, x) = cursor.locate(first_row + row);
+        let pixel = (n * g.input.h + y * g.stride) * g.input.w + x * g.stride;
         let count = SIDE.min(g.output.w - x).min(rows - row);
         let skipped = SIDE.saturating_sub(g.output.w - x);
-        let start = taps[row].wrapping_byte_sub(skipped * operand.pitch);
+        let start =
+            call.input.as_ptr().wrapping_add(pixel * g.c_in).wrapping_byte_sub(skipped * operand.pitch);
         let odd = SIDE * (operand.windows.len() % 2);
         operand.at.extend((skipped..skipped + count).map(|at| (odd + at) as u8));
         operand.windows.push(Window { start, first: row as u32, rows: count as u32 });
@@ -174,19 +189,25 @@ fn along_lines<E: Element>(
     reach <= call.input.as_ptr_range().end.addr()
 }
 
-/// Windows of rows that are copied. `channels` of every tap, and whether each tap begins a step.
+/// Windows of rows that are copied: `channels` of every tap, and of how many taps together the first begins a step.
 fn gathered<E: Element>(
     isa: Isa,
-    rows: usize,
+    filter: &Filter<E>,
+    call: &GatherGemm<'_, [E]>,
+    (first_row, rows): (usize, usize),
     n_taps: usize,
-    (channels, apart): (Range<usize>, bool),
+    (channels, together): (Range<usize>, usize),
     scratch: &mut Scratch<E>,
 ) {
-    let depth = if apart { n_taps * DEPTH } else { n_taps * channels.len() };
+    if !scratch.operand.pointed {
+        point_in(filter, call, first_row, 0..rows, n_taps, scratch);
+        scratch.operand.pointed = true;
+    }
+    let depth = n_taps / together * (together * channels.len()).next_multiple_of(DEPTH);
     let pitch = pitch(depth);
     assert!(rows.next_multiple_of(SIDE) * pitch <= scratch.gathered.len() * size_of::<E>());
     let to = scratch.gathered.as_mut_slice().as_mut_ptr();
-    gather(isa, &scratch.taps[..rows * n_taps], n_taps, (channels, apart), to);
+    gather(isa, &scratch.taps[..rows * n_taps], n_taps, (channels, together), to);
     scratch.operand.consecutive(to, rows, pitch, false);
     step_by_step(&mut scratch.operand, depth);
 }
@@ -198,37 +219,59 @@ fn step_by_step<E>(operand: &mut Operand<E>, depth: usize) {
 }
 
 dispatch! {
-    /// Copies what each row reads of every tap next to each other, in the order of [`place_in_blocks`], with zeros behind it.
-    /// `taps` are `[n_taps][rows]` pointers to whole pixels, of which `channels` are read; a tap may begin a step, with
-    /// zeros behind it too.
-    fn gather<E>(taps: &[*const E], n_taps: usize, channels: (Range<usize>, bool), to: *mut E) = gather_set
+    /// Copies what each row reads of every tap next to each other. `taps` are `[n_taps][rows]` pointers to whole pixels, of
+    /// which `channels` are read. Some taps are `together`, in the order of [`place_in_blocks`], with zeros behind them.
+    fn gather<E>(taps: &[*const E], n_taps: usize, channels: (Range<usize>, usize), to: *mut E) = gather_set
 }
 
 #[inline(always)]
 fn gather_set<S: Simd, E: Element>(
     taps: &[*const E],
     n_taps: usize,
-    (channels, apart): (Range<usize>, bool),
+    (channels, together): (Range<usize>, usize),
     to: *mut E,
 ) {
     let len = channels.len();
-    let (rows, depth) = (taps.len() / n_taps, n_taps * if apart { DEPTH } else { len });
+    let filled = (together * len).next_multiple_of(DEPTH);
+    let (rows, pitch) = (taps.len() / n_taps, pitch(n_taps / together * filled));
+    // Neighbours in a line are met tap by tap, others some channels of all taps at a time.
+    let width = if together < n_taps { len } else { DEPTH };
     for row in 0..rows {
-        let mut at = to.wrapping_byte_add(row * pitch(depth));
-        // SAFETY: taps point to whole pixels; there is room for whole steps of every row.
-        unsafe {
-            for block in (0..len).step_by(DEPTH) {
-                let width = width_of_block(block, len);
-                for tap in 0..n_taps {
-                    copy(taps[tap * rows + row].add(channels.start + block), at, width);
-                    at = at.add(width);
-                    if apart {
-                        at.write_bytes(0, DEPTH - width);
-                        at = at.add(DEPTH - width);
+        let mut to = to.wrapping_byte_add(row * pitch);
+        for first in (0..n_taps).step_by(together) {
+            let mut at = to;
+            // SAFETY: taps point to whole pixels; there is room for whole steps of every row.
+            unsafe {
+                for block in (0..len).step_by(width) {
+                    for tap in first..first + together {
+                        let from = taps[tap * rows + row].add(channels.start + block);
+                        let width = width.min(len - block);
+                        copy_all(from, at, width);
+                        at = at.add(width);
                     }
                 }
+                at.write_bytes(0, filled - together * len);
+                to = to.add(filled);
             }
-            at.write_bytes(0, depth.next_multiple_of(DEPTH) - depth);
+        }
+    }
+}
+
+/// Copies elements.
+///
+/// # Safety
+/// They can be read and written.
+#[inline(always)]
+unsafe fn copy_all<E: Element>(from: *const E, to: *mut E, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut at = 0;
+        while at + DEPTH <= len {
+            copy(from.add(at), to.add(at), DEPTH);
+            at += DEPTH;
+        }
+        if at < len {
+            copy(from.add(at), to.add(at), len - at);
         }
     }
 }
@@ -256,69 +299,57 @@ unsafe fn copy<E: Element>(from: *const E, to: *mut E, len: usize) {
     }
 }
 
-/// Most rows of tiles for each row of the block.
+/// Most rows of tiles for each row of the block, and where channels are too few to gather them well.
 const MOST_WASTE: f32 = 1.7;
+const MOST_WASTE_OF_FEW: f32 = 2.6;
 
-/// Copies the lines of the maps that the rows read, with zeros around; a window is sixteen neighbouring positions there. False
+/// Positions of a copied line, whole strides.
+fn width(g: &ConvGeometry) -> usize {
+    ((g.output.w - 1) * g.stride + g.kernel).next_multiple_of(g.stride)
+}
+
+/// Copies the lines of the maps that the rows read, with zeros around; a window is sixteen neighbouring positions there, or
+/// every `stride`th one. With `lines` a position has no more than its `channels`, and every kernel row begins a step. False
 /// where that does not pay or there is no room.
 fn map<E: Element>(
     isa: Isa,
     g: &ConvGeometry,
     call: &GatherGemm<'_, [E]>,
-    (first_row, rows): (usize, usize),
-    (first, len): (usize, usize),
+    block: (usize, usize),
+    (channels, lines): (&Range<usize>, bool),
     scratch: &mut Scratch<E>,
 ) -> bool {
-    let active = call.active.rows;
-    let width = g.output.w + g.kernel - 1;
-    let pitch = pitch(len);
+    let len = channels.len();
+    let pitch = if lines { len * size_of::<E>() } else { pitch(len) };
+    let width = width(g);
+    let run = if lines { (g.kernel * len).next_multiple_of(DEPTH) } else { DEPTH };
     let Scratch { gathered, operand, .. } = scratch;
-    let Operand { windows, at, strips, .. } = operand;
-    windows.clear();
-    at.clear();
-    strips.clear();
-    let base = gathered.as_mut_slice().as_mut_ptr();
-    let mut cursor = Cursor::new(g.output, active.pixel(first_row));
-    let mut lines = 0;
-    let mut start = 0;
-    for row in 0..rows {
-        let (n, y, x) = cursor.locate(active.pixel(first_row + row));
-        match strips.last_mut() {
-            Some(strip) if strip.sample == n && y < strip.last + g.kernel => {
-                lines += y - strip.last;
-                strip.last = y;
-            }
-            _ => {
-                strips.push(Lines { sample: n, first: y, last: y, place: lines });
-                lines += g.kernel;
-            }
-        }
-        let strip = strips[strips.len() - 1];
-        let position = (strip.place + y - strip.first) * width + x;
-        match windows.last_mut() {
-            Some(window) if position < start + SIDE => window.rows += 1,
-            _ => {
-                start = position;
-                let start = base.wrapping_byte_add(position * pitch);
-                windows.push(Window { start, first: row as u32, rows: 1 });
-            }
-        }
-        at.push((position - start + SIDE * ((windows.len() - 1) % 2)) as u8);
-    }
-    let taps = g.kernel * g.kernel;
     let room = gathered.len() * size_of::<E>();
-    // A tile reads behind the last line.
-    let needed = (lines * width + SIDE) * pitch;
-    let tall = (windows.len() * SIDE) as f32 > MOST_WASTE * rows as f32 + SIDE as f32;
-    if needed > room || tall || lines * width > rows * taps / 2 {
+    let base = gathered.as_mut_slice().as_mut_ptr();
+    let pays = match operand.mapped {
+        Some((of, pays)) if of == len => pays,
+        _ => operand.windows_in_lines(g, call, block, base, (pitch, run, room)),
+    };
+    operand.mapped = Some((len, pays));
+    if !pays {
         return false;
     }
-    for strip in &*strips {
+    let mut end = base;
+    for strip in &operand.strips {
         let to = base.wrapping_byte_add(strip.place * width * pitch);
-        copy_lines(isa, g, call.input, strip, &(first..first + len), to);
+        copy_lines(isa, g, call.input, strip, (channels, pitch), to);
+        end = to.wrapping_byte_add(strip.lines(g) * width * pitch);
     }
-    operand.pitch = pitch;
+    // SAFETY: there is room for a run behind the last line.
+    unsafe { end.write_bytes(0, run) };
+    operand.pitch = g.stride * pitch;
     operand.offsets.clear();
+    if lines {
+        let row = |r: usize| (0..run / DEPTH).map(move |step| r * width * pitch + step * 64);
+        operand.offsets.extend((0..g.kernel).flat_map(row));
+        return true;
+    }
+    let taps = g.kernel * g.kernel;
     for block in (0..len).step_by(DEPTH) {
         let tap = |tap: usize| (tap / g.kernel * width + tap % g.kernel) * pitch + block * size_of::<E>();
         operand.offsets.extend((0..taps).map(tap));
@@ -327,13 +358,72 @@ fn map<E: Element>(
     true
 }
 
+impl Lines {
+    /// Number of lines.
+    fn lines(&self, g: &ConvGeometry) -> usize {
+        (self.last - self.first) * g.stride + g.kernel
+    }
+}
+
+impl<E: Element> Operand<E> {
+    /// The windows of a block in lines that are copied to `base`, their positions `pitch` bytes apart. False where copying
+    /// does not pay, or there is no `room` for it and a `run` behind.
+    fn windows_in_lines(
+        &mut self,
+        g: &ConvGeometry,
+        call: &GatherGemm<'_, [E]>,
+        (first_row, rows): (usize, usize),
+        base: *const E,
+        (pitch, run, room): (usize, usize, usize),
+    ) -> bool {
+        let active = call.active.rows;
+        let width = width(g);
+        let Self { windows, at, strips, .. } = self;
+        windows.clear();
+        at.clear();
+        strips.clear();
+        let mut cursor = Cursor::new(g.output, active.pixel(first_row));
+        let mut lines = 0;
+        let mut start = 0;
+        for row in 0..rows {
+            let (n, y, x) = cursor.locate(active.pixel(first_row + row));
+            match strips.last_mut() {
+                Some(strip) if strip.sample == n && (y - strip.last) * g.stride < g.kernel => {
+                    lines += (y - strip.last) * g.stride;
+                    strip.last = y;
+                }
+                _ => {
+                    strips.push(Lines { sample: n, first: y, last: y, place: lines });
+                    lines += g.kernel;
+                }
+            }
+            let strip = strips[strips.len() - 1];
+            let position = (strip.place + (y - strip.first) * g.stride) * width / g.stride + x;
+            match windows.last_mut() {
+                Some(window) if position < start + SIDE => window.rows += 1,
+                _ => {
+                    start = position;
+                    let start = base.wrapping_byte_add(position * g.stride * pitch);
+                    windows.push(Window { start, first: row as u32, rows: 1 });
+                }
+            }
+            at.push((position - start + SIDE * ((windows.len() - 1) % 2)) as u8);
+        }
+        let waste = if pitch < 64 { MOST_WASTE_OF_FEW } else { MOST_WASTE };
+        let tall = (windows.len() * SIDE) as f32 > waste * rows as f32 + SIDE as f32;
+        // A tile reads behind the last line.
+        let needed = (lines * width + SIDE * g.stride) * pitch + run * size_of::<E>();
+        needed <= room && !tall && 4 * lines * width <= 3 * rows * g.kernel * g.kernel
+    }
+}
+
 dispatch! {
-    /// Copies `channels` of the lines that a strip reads, with zeros around.
+    /// Copies channels of the lines that a strip reads, with zeros around, positions so many bytes apart.
     fn copy_lines<E>(
         g: &ConvGeometry,
         input: &[E],
         strip: &Lines,
-        channels: &Range<usize>,
+        channels: (&Range<usize>, usize),
         to: *mut E,
     ) = copy_lines_set
 }
@@ -343,26 +433,34 @@ fn copy_lines_set<S: Simd, E: Element>(
     g: &ConvGeometry,
     input: &[E],
     strip: &Lines,
-    channels: &Range<usize>,
+    (channels, pitch): (&Range<usize>, usize),
     to: *mut E,
 ) {
-    let width = g.output.w + g.kernel - 1;
-    let pitch = pitch(channels.len());
-    for line in 0..strip.last - strip.first + g.kernel {
+    let width = width(g);
+    for line in 0..strip.lines(g) {
         let to = to.wrapping_byte_add(line * width * pitch);
-        let y = (strip.first + line).wrapping_sub(g.pad_top);
+        let y = (strip.first * g.stride + line).wrapping_sub(g.pad_top);
         let inside = if y < g.input.h { g.input.w.min(width - g.pad_left) } else { 0 };
         // SAFETY: there is room for as many lines.
         unsafe {
             to.cast::<u8>().write_bytes(0, g.pad_left * pitch);
             let to = to.byte_add(g.pad_left * pitch);
             if inside > 0 {
-                let line = &input[(strip.sample * g.input.pixels() + y * g.input.w) * g.c_in..];
-                for (x, pixel) in line.chunks_exact(g.c_in).take(inside).enumerate() {
-                    let to = to.byte_add(x * pitch);
-                    for (block, from) in pixel[channels.clone()].chunks_exact(DEPTH).enumerate() {
-                        copy(from.as_ptr(), to.add(block * DEPTH), DEPTH);
-                    }
+                let first = strip.sample * g.input.pixels() + y * g.input.w;
+                let from = input[first * g.c_in..][..inside * g.c_in].as_ptr().add(channels.start);
+                let len = channels.len();
+                macro_rules! pixels {
+                    ($len:expr) => {
+                        for x in 0..inside {
+                            copy_all(from.add(x * g.c_in), to.byte_add(x * pitch), $len);
+                        }
+                    };
+                }
+                // Lengths that the compiler knows are copied by moves alone.
+                match len {
+                    16 => pixels!(16),
+                    24 => pixels!(24),
+                    _ => pixels!(len),
                 }
             }
             let right = width - g.pad_left - inside;

@@ -16,8 +16,9 @@ const RESIDENT_BYTES: f64 = 512.0 * 1024.0;
 const MOST_ROWS: f64 = 512.0;
 /// Steps of a reduction that two products meet before the next ones.
 const PART_STEPS: f64 = 9.0;
-/// Rows of windows for each row, up to which neighbouring pixels are copied once.
+/// Rows of windows for each row, up to which neighbouring pixels are copied once, and where channels are fewer than a step.
 const MOST_WASTE: f64 = 1.7;
+const MOST_WASTE_OF_FEW: f64 = 2.6;
 /// What a step of a product takes where nothing is waited for.
 const NS_PER_STEP: f64 = 25.0;
 
@@ -37,20 +38,29 @@ enum Read {
     Gathered,
 }
 
+/// Whether the kernel rows of groups begin steps.
+fn in_lines(w: &Workload, packs: bool) -> bool {
+    w.groups > 1 && w.kernel > 1 && (w.c_in / w.groups) % DEPTH as u32 > 0 && !packs
+}
+
 /// How rows are read, in how many windows of sixteen, and pixels that are copied for it.
-fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64) -> (Read, f64, f64) {
+fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64, lines: bool) -> (Read, f64, f64) {
     let (kernel, taps) = (f64::from(w.kernel), f64::from(w.kernel).powi(2));
-    let all = f64::from(w.batch) * f64::from(w.out_h) * f64::from(w.out_w) / jobs;
+    let (stride, out_w) = (f64::from(w.stride), f64::from(w.out_w));
+    let all = f64::from(w.batch) * f64::from(w.out_h) * out_w / jobs;
     let whole = inputs > 0.0 && inputs % DEPTH == 0.0;
-    if w.kernel == 1 && w.stride == 1 && (w.input_compact || rows >= all) && whole && rows >= SIDE {
+    let follows = whole || inputs == f64::from(w.c_in);
+    if w.kernel == 1 && w.stride == 1 && (w.input_compact || rows >= all) && follows && rows >= SIDE {
         return (Read::Even, (rows / SIDE).ceil(), 0.0);
     }
-    let gap = (all - rows) / runs.max(1.0) + kernel - 1.0;
+    let width = ((((out_w - 1.0) * stride + kernel) / stride).ceil() * stride).max(out_w);
+    let gap = (all - rows) / runs.max(1.0) + width - out_w;
     let windows = ((rows + gap * runs) / SIDE).min(rows / SIDE + 0.5 * runs).max(rows / SIDE).ceil();
-    let lines = (f64::from(w.batch) / jobs * (f64::from(w.out_h) + kernel - 1.0)).min(runs * kernel);
-    let copied = lines * (f64::from(w.out_w) + kernel - 1.0);
-    let fits = windows * SIDE <= MOST_WASTE * rows + SIDE && copied <= rows * taps / 2.0;
-    if w.kernel > 1 && w.stride == 1 && w.groups == 1 && whole && fits {
+    let height = (f64::from(w.out_h) - 1.0) * stride + kernel;
+    let copied = (f64::from(w.batch) / jobs * height).min(runs * kernel) * width;
+    let waste = if lines && inputs < DEPTH { MOST_WASTE_OF_FEW } else { MOST_WASTE };
+    let fits = windows * SIDE <= waste * rows + SIDE && copied <= 0.75 * rows * taps;
+    if w.kernel > 1 && (whole || lines) && fits {
         return (Read::Map, windows, copied);
     }
     (Read::Gathered, (rows / SIDE).ceil(), rows * taps)
@@ -63,14 +73,15 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
         (some(w.c_in_listed, w.c_in_active, w.c_in), some(w.c_out_listed, w.c_out_active, w.c_out));
     let jobs = if li || lo { f64::from(w.batch) } else { 1.0 };
     let (rows, runs) = (s.rows / jobs, f64::from(w.runs) / jobs);
-    let (panels, inputs) = if w.groups == 1 {
-        (w.c_out_active / PRODUCT, w.c_in_active)
+    // Sets of columns that read the same channels.
+    let (panels, inputs, sets) = if w.groups == 1 {
+        (w.c_out_active / PRODUCT, w.c_in_active, 1.0)
     } else {
         // Groups narrower than a tile share it, with zeros off the diagonal.
         let together =
             (SIDE * f64::from(w.groups) / f64::from(w.c_out)).floor().clamp(1.0, f64::from(w.groups));
         let sets = (f64::from(w.groups) / together).ceil();
-        (sets * (w.c_out_active / sets / SIDE).ceil(), w.c_in_active / sets)
+        (sets * (w.c_out_active / sets / SIDE).ceil(), w.c_in_active / sets, sets)
     };
     let (panels, narrow) = match w.groups {
         1 if (panels.fract() * PRODUCT) > 0.0 && panels.fract() * PRODUCT <= SIDE => (panels.ceil(), 1.0),
@@ -78,8 +89,9 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
         _ => (panels, panels),
     };
     let depth = s.taps * inputs;
-    let steps = (depth / DEPTH).ceil();
-    let (read, windows, pixels) = read(w, (rows, runs, jobs), inputs);
+    let (lines, kernel) = (in_lines(w, li || lo), f64::from(w.kernel));
+    let steps = if lines { kernel * (kernel * inputs / DEPTH).ceil() } else { (depth / DEPTH).ceil() };
+    let (read, windows, pixels) = read(w, (rows, runs, jobs), inputs, lines);
 
     let threads = f64::from(w.threads);
     let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
@@ -142,7 +154,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let bytes = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes());
     let packings = flag(li || lo) * packings((jobs, threads), (blocks, share), bytes);
     let packed = packings * depth * w.c_out_active;
-    let all_pixels = pixels * jobs * copies;
+    let all_pixels = pixels * jobs * copies * sets;
     work.add(
         Kind::Gather,
         &[
