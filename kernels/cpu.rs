@@ -73,7 +73,7 @@ impl<E: Element> Backend for Cpu<E> {
     type Depthwise = depthwise::Filter;
     type SqueezeExcite = Weights;
     type PatchGate = PatchGate;
-    type Linear = LinearWeights;
+    type Linear = LinearWeights<E>;
     type Scratch = CpuScratch<E>;
     type Queue<'q> = CpuQueue<'q, E>;
 
@@ -125,7 +125,7 @@ impl<E: Element> Backend for Cpu<E> {
         Ok(gate)
     }
 
-    fn linear_weights(&self, layer: Linear) -> Result<LinearWeights> {
+    fn linear_weights(&self, layer: Linear) -> Result<LinearWeights<E>> {
         LinearWeights::pack_in(&layer, |len, what| self.arena.zeroed(len, what))
     }
 
@@ -295,7 +295,7 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn linear(
         queue: &mut CpuQueue<'_, E>,
-        layer: &LinearWeights,
+        layer: &LinearWeights<E>,
         batch: usize,
         input: &Vec<f32>,
         output: &mut Vec<f32>,

@@ -101,7 +101,7 @@ fn cells_of_line_set<S: Simd, E: Element>(
 fn dots<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
     let c = b.len();
     let quads = a.chunks_exact(4 * c);
-    let mut total = quads.remainder().chunks_exact(c).map(|a| dot::<S, E, 1>([a], b, 0)[0]).sum();
+    let mut total = quads.remainder().chunks_exact(c).map(|a| dot::<S, E, f32, 1>([a], b, 0)[0]).sum();
     // SAFETY: reads stay below `4 · c` of a quad and `c` of `b`; `dispatch` vouches for the instruction set.
     unsafe {
         let mut sums = [S::splat(0.0); 4];
@@ -129,9 +129,9 @@ fn dots<S: Simd, E: Element>(a: &[E], b: &[f32]) -> f32 {
 
 /// `Σ a·b` for every `a`, each in four interleaved partial sums. `b` is asked for so many values ahead.
 #[inline(always)]
-fn dot<S: Simd, E: Element, const N: usize>(a: [&[E]; N], b: &[f32], ahead: usize) -> [f32; N] {
+fn dot<S: Simd, A: Element, B: Element, const N: usize>(a: [&[A]; N], b: &[B], ahead: usize) -> [f32; N] {
     let len = a.iter().map(|a| a.len()).fold(b.len(), usize::min);
-    let (a, b) = (a.map(<[E]>::as_ptr), b.as_ptr());
+    let (a, b) = (a.map(<[A]>::as_ptr), b.as_ptr());
     // SAFETY: reads stay below `len` of all slices, and what is asked for is not read; `dispatch` vouches for the
     // instruction set.
     unsafe {
@@ -140,7 +140,7 @@ fn dot<S: Simd, E: Element, const N: usize>(a: [&[E]; N], b: &[f32], ahead: usiz
         while at + 4 * S::LANES <= len {
             for j in 0..4 {
                 let from = at + j * S::LANES;
-                let weight = S::load_f32(b.add(from));
+                let weight = S::load(b.add(from));
                 S::prefetch(b.wrapping_add(from + ahead).cast());
                 for (sums, a) in sums.iter_mut().zip(a) {
                     sums[j] = S::fma(S::load(a.add(from)), weight, sums[j]);
@@ -161,14 +161,14 @@ fn dot<S: Simd, E: Element, const N: usize>(a: [&[E]; N], b: &[f32], ahead: usiz
 }
 
 /// A fully connected layer's weights.
-pub struct LinearWeights {
+pub struct LinearWeights<E> {
     /// `[c_out, c_in]`.
-    weight: Buffer<f32>,
+    weight: Buffer<E>,
     bias: Vec<f32>,
     relu: bool,
 }
 
-impl LinearWeights {
+impl<E: Element> LinearWeights<E> {
     /// Weights of `layer`.
     ///
     /// # Errors
@@ -180,10 +180,10 @@ impl LinearWeights {
     /// As [`pack`](Self::pack), into memory that `zeroed` gives.
     pub(crate) fn pack_in(
         layer: &Linear,
-        zeroed: impl FnOnce(usize, &str) -> Result<Buffer<f32>>,
+        zeroed: impl FnOnce(usize, &str) -> Result<Buffer<E>>,
     ) -> Result<Self> {
         let mut weight = zeroed(layer.weight.len(), "weights of a fully connected layer")?;
-        weight.as_mut_slice().copy_from_slice(&layer.weight);
+        weight.as_mut_slice().iter_mut().zip(&layer.weight).for_each(|(to, &w)| *to = E::from_f32(w));
         Ok(Self { weight, bias: layer.bias.clone(), relu: layer.relu })
     }
 
@@ -202,16 +202,16 @@ impl LinearWeights {
 const PIECE_WEIGHTS: usize = 65536;
 /// Weights come from far away and are used once. They are asked for a page ahead: what the processor does on its own ends
 /// with the page.
-const AHEAD: usize = 1024;
+const AHEAD_BYTES: usize = 4096;
 
 /// `output[n] = relu?(weight · input[n] + bias)` for every row of `input`.
 ///
 /// # Errors
 /// When an operand's size does not fit the layer.
-pub fn linear(
+pub fn linear<E: Element>(
     isa: Isa,
     team: &mut Team,
-    layer: &LinearWeights,
+    layer: &LinearWeights<E>,
     input: &[f32],
     output: &mut [f32],
 ) -> Result<()> {
@@ -234,8 +234,8 @@ pub fn linear(
         for o in c_out * piece / pieces..c_out * (piece + 1) / pieces {
             let weight = &weight[o * c_in..(o + 1) * c_in];
             for (several, input) in input.chunks(SAMPLES * c_in).enumerate() {
-                let ahead = if several == 0 { AHEAD } else { 0 };
-                let sums = samples::<f32>(isa, input, weight, ahead);
+                let ahead = if several == 0 { AHEAD_BYTES / size_of::<E>() } else { 0 };
+                let sums = samples::<E>(isa, input, weight, ahead);
                 for (i, sum) in sums.into_iter().enumerate().take(input.len() / c_in) {
                     let sum = layer.bias[o] + sum;
                     let at = (several * SAMPLES + i) * c_out + o;
@@ -254,19 +254,19 @@ const SAMPLES: usize = 4;
 
 dispatch! {
     /// `Σ input·weight` of up to [`SAMPLES`] samples.
-    fn samples<E>(input: &[E], weight: &[f32], ahead: usize) -> [f32; SAMPLES] = samples_set
+    fn samples<E>(input: &[f32], weight: &[E], ahead: usize) -> [f32; SAMPLES] = samples_set
 }
 
 #[inline(always)]
-fn samples_set<S: Simd, E: Element>(input: &[E], weight: &[f32], ahead: usize) -> [f32; SAMPLES] {
+fn samples_set<S: Simd, E: Element>(input: &[f32], weight: &[E], ahead: usize) -> [f32; SAMPLES] {
     let c = weight.len();
     let sample = |i: usize| &input[i * c..(i + 1) * c];
     if input.len() == SAMPLES * c {
-        return dot::<S, E, SAMPLES>(std::array::from_fn(sample), weight, ahead);
+        return dot::<S, f32, E, SAMPLES>(std::array::from_fn(sample), weight, ahead);
     }
     let mut sums = [0.0; SAMPLES];
     for (i, sum) in sums.iter_mut().enumerate().take(input.len() / c) {
-        [*sum] = dot::<S, E, 1>([sample(i)], weight, if i == 0 { ahead } else { 0 });
+        [*sum] = dot::<S, f32, E, 1>([sample(i)], weight, if i == 0 { ahead } else { 0 });
     }
     sums
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Random, worst};
-use crate::{Crew, Isa, PartSums, Team};
+use crate::{Crew, Element, Isa, PartSums, Team};
 
 fn parts() -> PartSums {
     PartSums::new().unwrap()
@@ -47,15 +47,21 @@ fn patch_margins_equal_the_reference() {
 
 #[test]
 fn linear_layers_equal_the_reference() {
+    linear_layers_of_a_type::<f32>();
+    linear_layers_of_a_type::<half::bf16>();
+}
+
+fn linear_layers_of_a_type<E: Element>() {
     let mut random = Random(6);
     for (c_in, c_out, batch, relu) in
         [(64, 16, 1, true), (2048, 1024, 2, false), (7, 3, 3, true), (1, 1, 1, false), (130, 9, 11, true)]
     {
-        let layer = Linear::new(random.values(c_in * c_out), random.values(c_out), relu).unwrap();
+        let weight = random.values(c_in * c_out).into_iter().map(|w| E::from_f32(w).to_f32()).collect();
+        let layer = Linear::new(weight, random.values(c_out), relu).unwrap();
         let input = random.values(batch * c_in);
         let (mut want, mut got) = (vec![0.0; batch * c_out], vec![0.0; batch * c_out]);
         reference_linear(&layer, &input, &mut want);
-        let weights = LinearWeights::pack(&layer).unwrap();
+        let weights = LinearWeights::<E>::pack(&layer).unwrap();
         let crew = Crew::start(2).unwrap();
         for isa in Isa::available() {
             Team::scope(Some(&crew), |team| linear(isa, team, &weights, &input, &mut got)).unwrap();

@@ -217,6 +217,7 @@ impl Sizes {
         let weights = match w.op {
             Op::GatherGemm => taps * w.c_in_active * w.c_out_active / f64::from(w.groups) * element,
             Op::Depthwise => taps * w.c_out_active * 4.0,
+            Op::Linear if facts.kind == DeviceKind::Cpu => w.c_in_active * w.c_out_active * element,
             Op::Linear | Op::SqueezeExcite => w.c_in_active * w.c_out_active * 4.0,
             _ => 0.0,
         };

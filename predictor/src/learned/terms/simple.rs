@@ -34,7 +34,7 @@ fn linear(w: &Workload, facts: &DeviceFacts, s: &Sizes, work: &mut Work) {
     let quads = (c_in / (4.0 * lanes)).floor();
     let rest = (c_in / lanes).ceil() - 4.0 * quads;
     let steps = dots * (c_in / lanes).ceil() * share;
-    let bytes = c_in * c_out * 4.0 * share;
+    let bytes = s.weights * share;
     let far = (1.0 - 0.5 * facts.l2_bytes.max(1) as f64 / bytes.max(1.0)).max(0.0);
     let waits = (bytes * MEMORY_NS_PER_BYTE - steps * STEP_NS).max(0.0);
     work.add(

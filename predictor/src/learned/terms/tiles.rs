@@ -40,7 +40,7 @@ enum Read {
 
 /// Whether the kernel rows of groups begin steps.
 fn in_lines(w: &Workload, packs: bool) -> bool {
-    w.groups > 1 && w.kernel > 1 && (w.c_in / w.groups) % DEPTH as u32 > 0 && !packs
+    w.groups > 1 && w.kernel > 1 && !(w.c_in / w.groups).is_multiple_of(DEPTH as u32) && !packs
 }
 
 /// How rows are read, in how many windows of sixteen, and pixels that are copied for it.
