@@ -107,12 +107,20 @@ fn a_sample_does_not_depend_on_those_it_goes_on_with() {
         r#"{"arch": "cifar_resnet", "depths": [1, 2, 2], "widths": [64, 64, 64], "stem_width": 64, "input_size": [96, 100],
             "dyn_mode": ["both", "spatial", "layer"], "spatial_granularity": 2, "channel_granularity": 8}"#,
     );
-    let portions = |batch| Portions::of(&spec, 4, CPU_MAP_BYTES, batch);
-    assert_eq!(portions(5), Portions { cut: 2, front: 1, back: 3 });
-    let images = values(&random_images(&spec, 5, 5).unwrap());
+    portions_agree(&spec, Portions { cut: 2, front: 1, back: 3 });
+    // Only what the stem writes is large.
+    let spec = net(r#"{"arch": "resnet18", "input_size": 112, "widths": [16, 16, 24, 32], "num_classes": 10,
+            "dyn_mode": ["spatial", "layer", "spatial", "layer"], "spatial_granularity": 2}"#);
+    portions_agree(&spec, Portions { cut: 0, front: 2, back: 4 });
+}
+
+/// Five images in such portions are as five inferences.
+fn portions_agree(spec: &NetSpec, portions: Portions) {
+    assert_eq!(Portions::of(spec, 4, CPU_MAP_BYTES, 5), portions);
+    let images = values(&random_images(spec, 5, 5).unwrap());
     let size = images.len() / 5;
     for threads in [1, 2] {
-        let session = session(&spec, &random_weights(&spec, 3).unwrap(), |builder| builder.threads(threads));
+        let session = session(spec, &random_weights(spec, 3).unwrap(), |builder| builder.threads(threads));
         let all = fresh(&session, &images, 5);
         let mut macs = vec![0; spec.blocks.len()];
         for sample in 0..5 {

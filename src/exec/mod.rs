@@ -211,10 +211,19 @@ impl<B: Backend> Executor<B> {
         }
         let Workspace { scratch, maps, lists, results, .. } = &mut *workspace;
         let inference = |queue: &mut B::Queue<'_>| {
-            let mut run = |samples: Range<usize>, at: usize, blocks: Range<usize>| {
+            let mut run = |samples: Range<usize>, at: usize, blocks: Range<usize>, stem: bool| {
                 let keep = std::ptr::eq(plan, &self.plan) && !portions.split();
-                let program =
-                    Program::<B> { network: &self.network, plan, keep, rule, request, samples, at, blocks };
+                let program = Program::<B> {
+                    network: &self.network,
+                    plan,
+                    keep,
+                    rule,
+                    request,
+                    samples,
+                    at,
+                    blocks,
+                    stem,
+                };
                 program.decide(queue, &mut lists.spent, results)?;
                 B::play(queue, program.key(), program.images(), |queue, images| {
                     program.issue(queue, images, maps, lists, results)
@@ -224,10 +233,10 @@ impl<B: Backend> Executor<B> {
             for group in portions.groups(batch) {
                 for part in portions.parts(group.clone()) {
                     let at = part.start - group.start;
-                    run(part, at, 0..portions.cut)?;
+                    run(part, at, 0..portions.cut, true)?;
                 }
                 if portions.split() {
-                    run(group, 0, portions.cut..self.network.blocks.len())?;
+                    run(group, 0, portions.cut..self.network.blocks.len(), false)?;
                 }
             }
             Ok(())

@@ -15,8 +15,7 @@ use laud_kernels::mean_pool::{Mean, MeanPool};
 use laud_kernels::{Backend, Extent};
 use std::ops::Range;
 
-/// Some samples of an inference, through some of the blocks: the first ones behind the stem, the last ones in front of the
-/// head.
+/// Some samples of an inference, through some of the blocks: maybe behind the stem, the last ones in front of the head.
 pub(super) struct Program<'a, B: Backend> {
     pub(super) network: &'a Network<B>,
     pub(super) plan: &'a ExecutionPlan,
@@ -28,6 +27,8 @@ pub(super) struct Program<'a, B: Backend> {
     /// Place of the first of them among those that go on together.
     pub(super) at: usize,
     pub(super) blocks: Range<usize>,
+    /// Whether the stem is in front of these blocks, of which there may be none.
+    pub(super) stem: bool,
 }
 
 /// Stamps of an inference: around the stem, around and between the steps of every block, around the head.
@@ -68,16 +69,12 @@ impl<B: Backend> Program<'_, B> {
         Ok(B::upload(queue, keep, fill)?)
     }
 
-    fn first(&self) -> bool {
-        self.blocks.start == 0
-    }
-
     fn last(&self) -> bool {
         self.blocks.end == self.network.blocks.len()
     }
 
     pub(super) fn images(&self) -> &[f32] {
-        if !self.first() {
+        if !self.stem {
             return &[];
         }
         let values = self.network.stem.geometry.c_in * self.network.image.pixels();
@@ -111,7 +108,7 @@ impl<B: Backend> Program<'_, B> {
     ) -> Result<()> {
         let batch = self.samples.len();
         let run = block::Run { batch, rule: self.rule, timed: self.request.timed };
-        if self.first() {
+        if self.stem {
             run.stamp::<B>(queue);
             self.stem(queue, images, maps, lists).context("stem")?;
             run.stamp::<B>(queue);
@@ -174,12 +171,12 @@ impl<B: Backend> Program<'_, B> {
         }
         let (keep, starts) = (B::read(queue, &results.keep)?, B::read(queue, &results.starts)?);
         let records = Records { batch, keep, starts };
-        let stem = if self.first() { 2 } else { 0 };
+        let stamped = if self.stem { 2 } else { 0 };
         for i in self.blocks.clone() {
             let (block, plan) = (&self.network.blocks[i], &self.plan.blocks[i]);
             let mut trace = records.trace((block, plan, results.slots[i]));
             if self.request.timed {
-                let at = stem + 4 * (i - self.blocks.start);
+                let at = stamped + 4 * (i - self.blocks.start);
                 trace.gate_ns = B::lap(queue, at)?;
                 trace.compact_ns = B::lap(queue, at + 1)?;
                 trace.compute_ns = B::lap(queue, at + 2)?;
@@ -190,11 +187,11 @@ impl<B: Backend> Program<'_, B> {
                 masks.channel_groups.extend_from_slice(records.groups(block, results.slots[i]));
             }
         }
-        if self.request.timed && self.first() {
+        if self.request.timed && self.stem {
             output.trace.stem_ns += B::lap(queue, 0)?;
         }
         if self.request.timed && self.last() {
-            output.trace.head_ns += B::lap(queue, stem + 4 * self.blocks.len())?;
+            output.trace.head_ns += B::lap(queue, stamped + 4 * self.blocks.len())?;
         }
         Ok(())
     }
