@@ -36,6 +36,9 @@ const ROUNDS: usize = 5;
 /// Inferences that count: the fastest ones of all visits, as for the calls.
 const COUNTED: usize = 9;
 
+/// Of the outermost cache, what may be left of it to weights between two inferences.
+const CACHE_SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.125, 0.0625];
+
 /// A network at one density, and its inferences so far.
 struct Case<'a> {
     session: &'a Session,
@@ -61,7 +64,6 @@ pub fn correct(
     threads: u32,
     networks: &[(&str, &[f64])],
 ) -> Result<Correction> {
-    let setting = Setting::of(profile, threads as usize, target.dtype());
     let networks = networks.iter().map(|&(config, densities)| {
         let spec = NetConfig::from_json(config)?.build()?;
         let session = target.session(spec.clone(), threads as usize).build(&RandomWeights::new(&spec, 1))?;
@@ -75,11 +77,25 @@ pub fn correct(
     for _ in 0..VISITS {
         cases.iter_mut().try_for_each(Case::visit)?;
     }
-    let mut parts = Vec::new();
-    for case in cases {
-        parts.extend(case.parts(&setting)?);
+    for case in &mut cases {
+        case.traces.sort_by_key(Trace::total_ns);
+        case.traces.truncate(COUNTED);
     }
-    Ok(Correction::fit(&parts.iter().map(|part| part.timed(&profile.model)).collect::<Vec<_>>()))
+    let setting = Setting::of(profile, threads as usize, target.dtype());
+    let fits = CACHE_SHARES.into_iter().map(|share| {
+        let l3_bytes = (setting.l3_bytes as f64 * share) as u64;
+        let mut parts = Vec::new();
+        for case in &cases {
+            parts.extend(case.parts(&Setting { l3_bytes, ..setting })?);
+        }
+        let timed: Vec<_> = parts.iter().map(|part| part.timed(&profile.model)).collect();
+        let correction = Correction::fit(&timed);
+        let kept_bytes = (share < 1.0 && l3_bytes > 0).then_some(l3_bytes);
+        anyhow::Ok((correction.misfit(&timed), Correction { kept_bytes, ..correction }))
+    });
+    let fits = fits.collect::<Result<Vec<_>>>()?;
+    let best = fits.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b));
+    Ok(best.map_or_else(Correction::default, |(_, correction)| correction))
 }
 
 impl<'a> Case<'a> {
@@ -107,9 +123,7 @@ impl<'a> Case<'a> {
     }
 
     /// What its stem, blocks and head take.
-    fn parts(mut self, setting: &Setting) -> Result<Vec<Part>> {
-        self.traces.sort_by_key(Trace::total_ns);
-        self.traces.truncate(COUNTED);
+    fn parts(&self, setting: &Setting) -> Result<Vec<Part>> {
         let (spec, masks) = (self.session.spec(), &self.output.masks);
         let activities = spec.blocks.iter().zip(masks);
         let activities = activities

@@ -71,7 +71,7 @@ impl Setting {
     /// One image on a calibrated device; a CUDA device has no threads.
     pub fn of(profile: &Profile, threads: usize, dtype: DType) -> Self {
         let facts = profile.model.facts();
-        let l3_bytes = facts.l3_bytes;
+        let l3_bytes = profile.correction.kept_bytes.unwrap_or(facts.l3_bytes);
         match facts.kind {
             DeviceKind::Cpu => {
                 let threads = u32::try_from(threads).unwrap_or(u32::MAX);
