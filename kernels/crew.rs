@@ -139,12 +139,6 @@ mod elsewhere {
     /// Schedulers of other systems are left alone.
     pub(super) struct Place;
 
-    /// Whether two sets hold the same processors.
-    pub(super) fn same(a: &libc::cpu_set_t, b: &libc::cpu_set_t) -> bool {
-        // SAFETY: compares plain bits.
-        unsafe { libc::CPU_EQUAL(a, b) }
-    }
-
     impl Place {
         pub(super) fn of_this_thread() -> Option<Self> {
             None

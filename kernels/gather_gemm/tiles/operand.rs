@@ -129,7 +129,8 @@ pub(super) fn ready<E: Element>(
     let even = g.is_pointwise() && (call.input_rows == Placement::Compact || call.active.rows.is_all());
     let whole = len > 0 && len.is_multiple_of(DEPTH);
     let channels = first..first + len;
-    // Behind a row's last channel a step may read the next row's first, which meet weights that are zero.
+    // Behind a row's last channel a step may read the next row's first, which meet weights that are zero (and so have to be
+    // finite).
     let reach = (first_row + rows) * g.c_in + depth.next_multiple_of(DEPTH) - len;
     let follows = len == g.c_in && reach <= call.active.rows.len() * g.c_in;
     if even && (whole || follows) && rows >= SIDE {
@@ -153,7 +154,8 @@ pub(super) fn ready<E: Element>(
 }
 
 /// Windows of sixteen neighbouring output pixels, whose kernel rows are read where they lie: what a step reads behind one meets
-/// weights that are zero (so it has to be finite, as a session's images are). False where the output is narrower, some pixels are inactive, or the input ends too soon.
+/// weights that are zero (so it has to be finite, as a session's images are). False where the output is narrower, some pixels
+/// are inactive, or the input ends too soon.
 fn along_lines<E: Element>(
     g: &ConvGeometry,
     call: &GatherGemm<'_, [E]>,
