@@ -10,7 +10,7 @@ use laud::plan::{
 use laud::predictor::DeviceKind;
 use laud::predictor::learned::FitOptions;
 use laud::predictor::profile::{Header, Profile};
-use laud::predictor::workload::{Op, Sample, Workload};
+use laud::predictor::workload::{Cache, DType, Op, Sample, Workload};
 use laud::train::random_weights;
 use laud::{Output, Session};
 use laud_models::NetSpec;
@@ -153,6 +153,24 @@ fn plans_are_always_the_same_and_can_be_run() {
     let bad = vec![BlockDensity { patches: f64::NAN, channels: 1.0 }; spec.blocks.len()];
     assert!(search(&spec, &profile, &bad, &setting).unwrap_err().to_string().contains("NaN"));
     assert!(search(&spec, &profile, &[], &setting).is_err());
+}
+
+#[test]
+fn what_others_leave_of_a_cache_says_which_weights_stay_there() {
+    let spec = net(r#"{"arch": "resnet50"}"#);
+    let mut profile = profile(1.0);
+    let of = |profile: &Profile| Setting::of(profile, 1, DType::F32);
+    assert_eq!(of(&profile).l3_bytes, profile.model.facts().l3_bytes);
+    // 102 MB of weights: a cache of 268 MB keeps all of them, one of 34 MB none.
+    for (kept, cold) in [(1 << 28, false), (1 << 25, true)] {
+        profile.correction.kept_bytes = Some(kept);
+        let read = Profile::from_json(&profile.to_json(), None).unwrap();
+        assert_eq!(read, profile);
+        let everything: Vec<_> = spec.blocks.iter().map(|block| Activity::full(block)).collect();
+        let lowered = lower(&spec, &ExecutionPlan::sparse(&spec), &everything, &of(&read));
+        let caches = lowered.calls().map(|call| call.workload.cache);
+        assert_eq!(caches.filter(|cache| *cache == Cache::Cold).count() > 0, cold, "{kept} bytes");
+    }
 }
 
 #[test]

@@ -277,4 +277,24 @@ mod tests {
         assert!(gathers(56 * 56, 56) / 3136.0 < gathers(300, 300) / 300.0 / 4.0);
         assert!(gathers(300, 300) > 300.0 * 9.0 * 64.0);
     }
+
+    #[test]
+    fn a_tile_copies_lines_for_each_set_of_groups_and_reads_kernel_rows_there() {
+        let facts = DeviceFacts { isa: "amx".into(), ..DeviceFacts::example("test") };
+        for stride in [1, 2] {
+            // Ten sets of sixteen channels, whose kernel rows of 48 are two steps each.
+            let mut w = Workload::new(Op::GatherGemm, 28, 28, 160, 160);
+            (w.kernel, w.groups, w.stride) = (3, 10, stride);
+            (w.out_h, w.out_w) = (28 / stride, 28 / stride);
+            (w.rows, w.runs) = (w.out_h * w.out_w, w.out_h);
+            let parts =
+                |w: &Workload| Work::of(w, &facts).parts(&vec![1.0; count(Op::GatherGemm, &facts)]).gather_ns;
+            let copied = f64::from((w.out_h - 1) * stride + 3) * f64::from((w.out_w - 1) * stride + 3);
+            let (all, each) = (parts(&w), f64::from(w.rows) * 9.0 * 16.0 * 10.0);
+            assert!((copied * 16.0 * 10.0..0.75 * each).contains(&all), "{all}, stride {stride}");
+            // Rows far apart are gathered tap by tap.
+            let far = Workload { rows: 40, runs: 40, ..w };
+            assert!(parts(&far) > 40.0 * 9.0 * 16.0 * 10.0);
+        }
+    }
 }
