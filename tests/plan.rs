@@ -166,7 +166,7 @@ fn what_others_leave_of_a_cache_says_which_weights_stay_there() {
         profile.correction.kept_bytes = Some(kept);
         let read = Profile::from_json(&profile.to_json(), None).unwrap();
         assert_eq!(read, profile);
-        let everything: Vec<_> = spec.blocks.iter().map(|block| Activity::full(block)).collect();
+        let everything: Vec<_> = spec.blocks.iter().map(Activity::full).collect();
         let lowered = lower(&spec, &ExecutionPlan::sparse(&spec), &everything, &of(&read));
         let caches = lowered.calls().map(|call| call.workload.cache);
         assert_eq!(caches.filter(|cache| *cache == Cache::Cold).count() > 0, cold, "{kept} bytes");
