@@ -181,13 +181,12 @@ impl<E: Element> Filter<E> {
         let taps = g.kernel * g.kernel;
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
-        let one_block = layout != Layout::Pairs || g.c_in <= DEPTH;
-        let folded =
-            g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_block;
+        let one_step = layout != Layout::Pairs || g.kernel * g.c_in <= DEPTH;
+        let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_step;
         let few_steps = g.kernel <= MOST_LINE_STEPS * (taps * g.c_in).div_ceil(DEPTH) / 10;
         let lines = layout == Layout::Pairs
             && match g.groups {
-                1 => folded && g.kernel * g.c_in <= DEPTH && few_steps,
+                1 => folded && few_steps,
                 _ => g.kernel > 1 && !g.group_in().is_multiple_of(DEPTH),
             };
         let (panels, len) = match layout {

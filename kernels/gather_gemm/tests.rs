@@ -58,6 +58,15 @@ fn conv(
     ConvGeometry { input, output, c_in, c_out, kernel, stride, pad_top: pad, pad_left: pad, groups }
 }
 
+/// The same on the input as it is, where the kernel fits.
+fn unpadded(g: ConvGeometry) -> ConvGeometry {
+    let bare = ConvGeometry::padded(g.input, (g.c_in, g.c_out), g.kernel, g.stride, 0);
+    match g.input.h.min(g.input.w) >= g.kernel {
+        true => ConvGeometry { groups: g.groups, ..bare },
+        false => g,
+    }
+}
+
 fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let (got, want) = outputs::<E>(case, isa);
     let worst = worst(&got, &want, 1.0);
@@ -183,6 +192,10 @@ fn geometries_by_name() {
             output: Extent { h: 5, w: 16 },
             ..conv(7, 18, 8, 8, 3, 1, 1)
         },
+        // The same with kernel rows of more than a step, and of more than one block of channels.
+        unpadded(conv(14, 15, 16, 24, 3, 1, 1)),
+        unpadded(conv(21, 19, 32, 16, 3, 2, 1)),
+        unpadded(conv(9, 20, 72, 40, 3, 1, 1)),
     ] {
         for rows in Density::EVERY {
             check_everywhere(&Case { rows, ..Case::of(geometry) });
@@ -399,6 +412,7 @@ proptest! {
         (threads, seed, listed) in (1usize..4, any::<u64>(), any::<(bool, bool)>()),
     ) {
         let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
+        let geometry = if seed & 64 == 0 { geometry } else { unpadded(geometry) };
         let channels = Density::EVERY.get(channels).map(|&density| (density, group));
         let told = [None, Some(group), Some(8)][seed as usize % 3];
         let rows = Density::EVERY[rows];
