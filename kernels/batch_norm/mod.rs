@@ -20,6 +20,8 @@
 //! Normalization", 2015, section 3.
 //!
 //! A channel mask is folded into `scale` where an operation does not take `keep`.
+//!
+//! **Layout.** Maps, and `dx`, which a convolution reads, are of any element type; all other gradients are f32.
 
 mod cpu;
 #[cfg(test)]
@@ -68,25 +70,26 @@ pub struct GradCoefficients<'a> {
 }
 
 /// A residual sum.
-pub struct Join<'a> {
+#[derive(Clone, Copy)]
+pub struct Join<'a, E> {
     /// Input of the branch's last normalisation, `[rows, c]`.
-    pub x: &'a [f32],
+    pub x: &'a [E],
     /// That normalisation.
     pub affine: Affine<'a>,
     /// Spatial mask, `[rows]`.
     pub weight: &'a [f32],
     /// `[rows, c]`; `None`: nothing is added.
-    pub shortcut: Option<&'a [f32]>,
+    pub shortcut: Option<&'a [E]>,
     /// Activation behind the sum.
     pub act: Act,
 }
 
 /// Gradient of a residual sum.
-pub struct JoinGrad<'a> {
+pub struct JoinGrad<'a, E> {
     /// The sum.
-    pub join: Join<'a>,
+    pub join: Join<'a, E>,
     /// What it gave, `[rows, c]`.
-    pub y: &'a [f32],
+    pub y: &'a [E],
     /// Gradient of that, `[rows, c]`; becomes the shortcut's.
     pub dy: &'a mut [f32],
     /// Centre of the branch's last normalisation.

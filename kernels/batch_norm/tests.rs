@@ -3,11 +3,13 @@
 use super::*;
 use crate::Isa;
 use crate::testing::{Random, worst};
+use half::bf16;
 
-/// Widths with whole blocks, a rest, and both.
-const WIDTHS: [usize; 4] = [16, 5, 19, 48];
+/// Widths with whole blocks of channels, a rest, and both; of the last, rows come in more than one block.
+const WIDTHS: [usize; 5] = [16, 5, 19, 48, 1040];
 const ROWS: usize = 7;
 
+#[derive(Clone)]
 struct Case {
     c: usize,
     x: Vec<f32>,
@@ -168,6 +170,36 @@ fn gradients_of_the_residual_sum_equal_their_formulas() {
                 |row: usize| (0..case.c).map(|c| shortcut[row * case.c + c] * case.z(row, c)).sum::<f32>();
             assert_near(&dweight, &(0..ROWS).map(dot).collect::<Vec<_>>(), "spatial mask");
         }
+    }
+}
+
+#[test]
+fn maps_in_bfloat16_are_what_those_in_f32_round_to() {
+    let rounded = |values: &[f32]| values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+    let wide = |values: &[bf16]| values.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+    for (case, isa) in
+        cases().flat_map(|case| Isa::available().into_iter().map(move |isa| (case.clone(), isa)))
+    {
+        let (x, shortcut) = (rounded(&case.x), rounded(&case.shortcut));
+        let case = Case { x: wide(&x), shortcut: wide(&shortcut), ..case };
+        let (affine, centre, act, weight) = (case.affine(), case.centre(), Act::Relu, &case.weight[..]);
+        assert_eq!(
+            sums(case.c, |sums| moments(isa, &x, centre, sums)),
+            sums(case.c, |sums| moments(isa, &case.x, centre, sums))
+        );
+        let (mut got, mut want) = (x.clone(), case.x.clone());
+        forward(isa, &x, affine, act, &mut got).unwrap();
+        forward(isa, &case.x, affine, act, &mut want).unwrap();
+        assert_eq!(got, rounded(&want));
+        join(isa, &Join { x: &x, affine, weight, shortcut: Some(&shortcut), act }, &mut got).unwrap();
+        let sum = Join { x: &case.x, affine, weight, shortcut: Some(&case.shortcut[..]), act };
+        join(isa, &sum, &mut want).unwrap();
+        assert_eq!(got, rounded(&want));
+        let coefficients = GradCoefficients { a: &case.scale, b: &case.shift, d: &case.mean };
+        let (mut dkeep, mut wide_dkeep) = (vec![0.0; case.c], vec![0.0; case.c]);
+        grad(isa, (&x, &case.dy), coefficients, &case.keep, &mut got, &mut dkeep).unwrap();
+        grad(isa, (&case.x, &case.dy), coefficients, &case.keep, &mut want, &mut wide_dkeep).unwrap();
+        assert_eq!((got, dkeep), (rounded(&want), wide_dkeep));
     }
 }
 

@@ -1,11 +1,6 @@
 //! filter_grad on the CPU: a register tile of some rows (taps × input channels) × one or two vectors of output channels
 //! stays in registers while all pixels of the sample pass by.
 
-#![expect(
-    clippy::extra_unused_type_parameters,
-    reason = "`dispatch` hands on the element type; training is f32"
-)]
-
 use super::FilterGrad;
 use crate::simd::{Simd, dispatch};
 use crate::{Element, Isa, Result};
@@ -17,14 +12,14 @@ const MOST_ROWS: usize = 24;
 ///
 /// # Errors
 /// When an operand is too small, the convolution is grouped or padded.
-pub fn run(isa: Isa, call: FilterGrad<'_>) -> Result<()> {
+pub fn run<E: Element>(isa: Isa, call: FilterGrad<'_, E>) -> Result<()> {
     call.check()?;
-    strips::<f32>(isa, call);
+    strips(isa, call);
     Ok(())
 }
 
 dispatch! {
-    fn strips<E>(call: FilterGrad<'_>) = strips_set
+    fn strips<E>(call: FilterGrad<'_, E>) = strips_set
 }
 
 /// One tile's place: `rows` values from `row` on of kernel row `r`, `columns` channels from `column` on.
@@ -38,7 +33,7 @@ struct Tile {
 }
 
 #[inline(always)]
-fn strips_set<S: Simd, E: Element>(mut call: FilterGrad<'_>) {
+fn strips_set<S: Simd, E: Element>(mut call: FilterGrad<'_, E>) {
     let g = call.geometry;
     let length = g.kernel * g.c_in;
     let mut column = 0;
@@ -57,7 +52,7 @@ fn strips_set<S: Simd, E: Element>(mut call: FilterGrad<'_>) {
                         match rows {
                             // SAFETY: `dispatch` vouches for the instruction set, the operands were checked, and the
                             // tile lies inside them.
-                            $($rows => unsafe { accumulate::<S, $rows, $nv>(&mut call, tile) },)*
+                            $($rows => unsafe { accumulate::<S, E, $rows, $nv>(&mut call, tile) },)*
                             _ => unreachable!("a tile has 1..=24 rows"),
                         }
                     };
@@ -76,7 +71,10 @@ fn strips_set<S: Simd, E: Element>(mut call: FilterGrad<'_>) {
 /// # Safety
 /// Inside a function compiled for `S`; `call` is checked and `tile` lies inside its sum.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const NV: usize>(call: &mut FilterGrad<'_>, tile: Tile) {
+unsafe fn accumulate<S: Simd, E: Element, const ROWS: usize, const NV: usize>(
+    call: &mut FilterGrad<'_, E>,
+    tile: Tile,
+) {
     if ROWS * NV > S::MR * S::NV {
         unreachable!("more accumulators than this instruction set has");
     }
@@ -92,13 +90,13 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const NV: usize>(call: &mut Fil
                 let columns: [S::V; NV] = std::array::from_fn(|j| {
                     let at = grad.add(j * S::LANES);
                     if j + 1 < NV || tile.last == S::LANES {
-                        S::load_f32(at)
+                        S::load(at)
                     } else {
-                        S::load_first_f32(at, tile.last)
+                        S::load_first(at, tile.last)
                     }
                 });
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let value = S::splat(*input.add(i));
+                    let value = S::splat((*input.add(i)).to_f32());
                     for (acc, &column) in acc.iter_mut().zip(&columns) {
                         *acc = S::fma(value, column, *acc);
                     }

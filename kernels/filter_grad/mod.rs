@@ -9,31 +9,35 @@
 //! It is the GEMM of the forward convolution turned around: the reduction runs over pixels, and output channels are the
 //! columns. A kernel row's taps are neighbours in memory, so that `kernel · c_in` values are the rows of one strip.
 //!
-//! **Layout.** Maps are `[h, w, c]`; the sum is `[r, s, c, k]`, f32, in an order of summation that depends on nothing but
+//! **Layout.** Maps are `[h, w, c]`, of any element type; the sum is `[r, s, c, k]`, f32, in an order of summation that depends on nothing but
 //! the geometry.
+//!
+//! [`Summing`] adds sample after sample, bfloat16 with tiles where the processor multiplies them.
 
 mod cpu;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use cpu::run;
+pub use tiles::Summing;
 
 use crate::error::require;
-use crate::{ConvGeometry, Error, Result};
+use crate::{ConvGeometry, Element, Error, Result};
 
 /// One sample.
-pub struct FilterGrad<'a> {
+pub struct FilterGrad<'a, E> {
     /// The convolution, with one group and no padding: the input has its border.
     pub geometry: ConvGeometry,
     /// `[input.h, input.w, c_in]`.
-    pub input: &'a [f32],
+    pub input: &'a [E],
     /// `[output.h, output.w, c_out]`.
-    pub grad: &'a [f32],
+    pub grad: &'a [E],
     /// `[kernel, kernel, c_in, c_out]`, added to.
     pub sum: &'a mut [f32],
 }
 
-impl FilterGrad<'_> {
+impl<E> FilterGrad<'_, E> {
     fn check(&self) -> Result<()> {
         let g = &self.geometry;
         g.check("filter_grad")?;
@@ -50,7 +54,7 @@ impl FilterGrad<'_> {
 }
 
 /// The definition.
-pub fn reference(call: &mut FilterGrad<'_>) {
+pub fn reference<E: Element>(call: &mut FilterGrad<'_, E>) {
     let g = call.geometry;
     for (r, s, c, k) in (0..g.weights()).map(|i| {
         (
@@ -63,8 +67,8 @@ pub fn reference(call: &mut FilterGrad<'_>) {
         let mut sum = 0.0f64;
         for (y, x) in (0..g.output.pixels()).map(|p| (p / g.output.w, p % g.output.w)) {
             let pixel = (y * g.stride + r) * g.input.w + x * g.stride + s;
-            let grad = call.grad[(y * g.output.w + x) * g.c_out + k];
-            sum += f64::from(call.input[pixel * g.c_in + c]) * f64::from(grad);
+            let grad = call.grad[(y * g.output.w + x) * g.c_out + k].to_f32();
+            sum += f64::from(call.input[pixel * g.c_in + c].to_f32()) * f64::from(grad);
         }
         call.sum[((r * g.kernel + s) * g.c_in + c) * g.c_out + k] += sum as f32;
     }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::simd::Kind;
 use crate::testing::{Random, worst};
 use crate::{Extent, Isa};
+use half::bf16;
 
 fn geometry(output: (usize, usize), c_in: usize, c_out: usize, kernel: usize, stride: usize) -> ConvGeometry {
     let side = |n: usize| (n - 1) * stride + kernel;
@@ -48,7 +50,7 @@ fn equals_the_definition_on_every_instruction_set() {
 fn what_does_not_fit_is_an_error_that_names_it() {
     let fine = geometry((4, 4), 2, 3, 3, 1);
     let message = |geometry: ConvGeometry, input: usize, grad: usize, sum: usize| {
-        let (input, grad, mut sum) = (vec![0.0; input], vec![0.0; grad], vec![0.0; sum]);
+        let (input, grad, mut sum) = (vec![0.0f32; input], vec![0.0; grad], vec![0.0; sum]);
         let call = FilterGrad { geometry, input: &input, grad: &grad, sum: &mut sum };
         run(Isa::detect(), call).unwrap_err().to_string()
     };
@@ -60,4 +62,39 @@ fn what_does_not_fit_is_an_error_that_names_it() {
     assert!(message(padded, input, grad, sum).contains("border"));
     let cut = ConvGeometry { input: Extent { h: 5, ..fine.input }, ..fine };
     assert!(message(cut, input, grad, sum).contains("border"));
+}
+
+#[test]
+fn samples_of_bfloat16_equal_the_definition() {
+    let cases = [
+        (geometry((1, 1), 1, 1, 1, 1), 1),
+        (geometry((5, 4), 3, 16, 3, 1), 3),
+        (geometry((8, 8), 33, 48, 3, 1), 2),
+        (geometry((4, 6), 16, 40, 3, 2), 3),
+        (geometry((7, 7), 64, 32, 1, 1), 4),
+        (geometry((4, 3), 20, 40, 1, 2), 2),
+        (geometry((6, 5), 3, 17, 7, 2), 2),
+        (geometry((5, 5), 18, 5, 5, 3), 2),
+        // More than is taken together.
+        (geometry((30, 31), 96, 20, 3, 1), 7),
+    ];
+    let mut memory = Summing::default();
+    let isas = Isa::available().into_iter().chain([Isa(Kind::SoftTiles)]);
+    for (isa, (seed, (geometry, samples))) in
+        isas.flat_map(|isa| cases.into_iter().enumerate().map(move |case| (isa, case)))
+    {
+        let mut random = Random(seed as u64);
+        let start = random.values(geometry.weights());
+        let (mut got, mut want) = (start.clone(), start);
+        for _ in 0..samples {
+            let mut values =
+                |len: usize| -> Vec<bf16> { random.values(len).into_iter().map(bf16::from_f32).collect() };
+            let input = &values(geometry.input.pixels() * geometry.c_in)[..];
+            let grad = &values(geometry.output.pixels() * geometry.c_out)[..];
+            memory.add(isa, FilterGrad { geometry, input, grad, sum: &mut got }).unwrap();
+            reference(&mut FilterGrad { geometry, input, grad, sum: &mut want });
+        }
+        memory.finish(isa, &mut got).unwrap();
+        assert!(worst(&got, &want, 1.0) < 1e-4, "{} on {geometry}", isa.name());
+    }
 }
