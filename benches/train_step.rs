@@ -1,13 +1,16 @@
 //! What do our own kernels bring to training? A step's forward and backward half on candle's operations and on the runtime's
-//! kernels, interleaved.
+//! kernels in f32 and in bf16, interleaved.
 //!
-//! `cargo bench --bench train_step -- [NETWORK…] [mode=layer] [batch=N] [threads=N]`
+//! `cargo bench --bench train_step -- [NETWORK…] [mode=layer] [batch=N] [threads=N] [ways=candle,f32,bf16]`
 
 mod common;
 
 use candle_core::{Device, Tensor, Var};
+use half::bf16;
 use laud::autograd::KernelMaps;
-use laud::train::{Decisions, MaskedNetwork, Statistics, cross_entropy, random_images, random_weights};
+use laud::train::{
+    Decisions, MapOps, MaskedNetwork, Statistics, cross_entropy, random_images, random_weights,
+};
 use laud_models::NetConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,8 +35,10 @@ fn main() {
             .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).expect("a variable").into_inner()))
             .collect();
         let network = || MaskedNetwork::new(&spec, &variables).expect("a network");
-        let fast = network().with_maps(Arc::new(KernelMaps::new(threads).expect("threads")));
-        let slow = network();
+        let ours = |maps: Arc<dyn MapOps>| network().with_maps(maps);
+        let single = ours(Arc::new(KernelMaps::<f32>::new(threads).expect("threads")));
+        let half = ours(Arc::new(KernelMaps::<bf16>::new(threads).expect("threads")));
+        let candle = network();
         let images = random_images(&spec, batch, 2).expect("images");
         let labels = Tensor::zeros(batch, candle_core::DType::U32, &Device::Cpu).expect("labels");
         let step = |network: &MaskedNetwork| {
@@ -41,15 +46,19 @@ fn main() {
                 network.forward_train(&images, &Decisions::Learned, Statistics::Batch).expect("forward");
             cross_entropy(&activity.logits, &labels).and_then(|loss| Ok(loss.backward()?)).expect("backward");
         };
-        let mut candidates: [Box<dyn FnMut() + '_>; 2] = [Box::new(|| step(&slow)), Box::new(|| step(&fast))];
+        let ways: Vec<(&str, &MaskedNetwork)> = [("candle", &candle), ("f32", &single), ("bf16", &half)]
+            .into_iter()
+            .filter(|(name, _)| option("ways").is_none_or(|ways| ways.split(',').any(|way| way == *name)))
+            .collect();
+        let step = &step;
+        let mut candidates: Vec<Box<dyn FnMut() + '_>> =
+            ways.iter().map(|&(_, network)| Box::new(move || step(network)) as Box<dyn FnMut()>).collect();
         let times = common::interleave(&mut candidates, 5, 1e6);
-        let ms = |i: usize| times[i].median_ns / 1e6;
-        println!(
-            "{name:10} candle {:8.1} ms   ours {:7.1} ms   {:.1}×   noise {:.0} %",
-            ms(0),
-            ms(1),
-            ms(0) / ms(1),
-            common::noise(&times)
-        );
+        print!("{name:10}");
+        for ((way, _), time) in ways.iter().zip(&times) {
+            let faster = times[0].median_ns / time.median_ns;
+            print!("   {way} {:8.1} ms, {faster:.1}×", time.median_ns / 1e6);
+        }
+        println!("   noise {:.0} %", common::noise(&times));
     }
 }

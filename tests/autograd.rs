@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::{Tensor, Var};
+use half::bf16;
 use laud::autograd::KernelMaps;
 use laud::train::{
     Decisions, MapOps, MaskedNetwork, Plain, Sampling, Statistics, random_images, random_weights,
@@ -139,7 +140,7 @@ fn values_and_gradients_equal_candles() {
         let spec = NetConfig::from_json(config).unwrap().build().unwrap();
         for statistics in comparable(&spec) {
             let want = step(&spec, Arc::new(Plain), statistics);
-            let got = step(&spec, Arc::new(KernelMaps::new(2).unwrap()), statistics);
+            let got = step(&spec, Arc::new(KernelMaps::<f32>::new(2).unwrap()), statistics);
             let masked = spec.blocks.iter().any(|block| block.gate.channel.is_some());
             let thin = masked && statistics == Statistics::Batch || statistics == Statistics::Kept;
             let tolerance = if thin { HARDLY_ANY_VARIANCE } else { ROUNDING };
@@ -156,13 +157,79 @@ fn values_and_gradients_equal_candles() {
     }
 }
 
+/// Networks in bfloat16, and how far their gradients may be off, of their length. Roundings grow in a row of convolutions with
+/// random weights; another gradient is as far away as it is long.
+const HALF: [(&str, f32); 5] = [
+    (
+        r#"{"arch": "resnet20", "depths": [1, 1], "widths": [16, 24], "stem_width": 16, "input_size": 12}"#,
+        0.2,
+    ),
+    (
+        r#"{"arch": "resnet20", "depths": [1, 1], "widths": [16, 24], "stem_width": 16, "input_size": 12,
+            "dyn_mode": "channel", "channel_granularity": 4}"#,
+        0.2,
+    ),
+    (
+        r#"{"arch": "resnet20", "depths": [1, 1], "widths": [5, 9], "stem_width": 5, "input_size": 7,
+            "dyn_mode": "spatial", "spatial_granularity": 2}"#,
+        0.2,
+    ),
+    (
+        r#"{"arch": "resnet", "depths": [1, 1], "widths": [8, 16], "stem_width": 40, "input_size": 40,
+            "num_classes": 5}"#,
+        0.2,
+    ),
+    (r#"{"arch": "mobilenet_v2_tf", "width_mult": 0.25, "input_size": 36, "num_classes": 5}"#, 0.7),
+];
+
+#[test]
+fn in_bfloat16_values_and_gradients_are_near_candles() {
+    for (config, tolerance) in HALF {
+        let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+        let want = step(&spec, Arc::new(Plain), Statistics::Stored);
+        let got = step(&spec, Arc::new(KernelMaps::<bf16>::new(2).unwrap()), Statistics::Stored);
+        let off = |got: &[f32], want: &[f32]| {
+            let off: f32 = got.iter().zip(want).map(|(got, want)| (got - want).powi(2)).sum();
+            (off / want.iter().map(|want| want * want).sum::<f32>().max(1e-6)).sqrt()
+        };
+        assert!(off(&got.logits, &want.logits) < tolerance / 10.0, "{config}");
+        for (name, want) in &want.tensors {
+            let off = off(&got.tensors[name], want);
+            assert!(off < tolerance, "{name} of {config}: {off}");
+        }
+    }
+}
+
+#[test]
+fn maps_are_apart_by_a_relative_distance() {
+    let map = |values: &[f32]| Tensor::from_slice(values, (1, 2, 1, 1), &candle_core::Device::Cpu).unwrap();
+    let every: [Arc<dyn MapOps>; 3] = [
+        Arc::new(Plain),
+        Arc::new(KernelMaps::<f32>::new(2).unwrap()),
+        Arc::new(KernelMaps::<bf16>::new(1).unwrap()),
+    ];
+    for maps in every {
+        let student = Var::from_tensor(&map(&[1.0, 2.0])).unwrap();
+        let from = maps.enter(&map(&[3.0, 4.0])).unwrap();
+        let apart = maps.distance(&maps.enter(&student).unwrap(), &from).unwrap();
+        // (2² + 2²) / 5², and 2 (s − t) / ‖t‖².
+        assert!((apart.to_scalar::<f32>().unwrap() - 0.32).abs() < 1e-6);
+        let grads = (apart * 3.0).unwrap().backward().unwrap();
+        let grad = values(grads.get(&student).unwrap());
+        assert!(grad.iter().all(|grad| (grad + 0.48).abs() < 1e-6), "{grad:?}");
+        let turned = maps.enter(&map(&[3.0, 4.0]).reshape((1, 1, 2, 1)).unwrap()).unwrap();
+        let message = maps.distance(&turned, &from).unwrap_err().to_string();
+        assert!(message.contains("[1, 2, 1, 1]") || message.contains("[1, 1, 1, 2]"), "{message}");
+    }
+}
+
 /// With stored statistics a branch that is not computed and one that is masked are the same.
 #[test]
 fn what_a_layer_gate_drops_changes_no_gradient() {
     let config = r#"{"arch": "resnet20", "input_size": 12, "dyn_mode": "layer"}"#;
     let spec = NetConfig::from_json(config).unwrap().build().unwrap();
     let run = |maps: Arc<dyn MapOps>| step_by(&spec, maps, &Decisions::Learned, Statistics::Stored);
-    let (want, got) = (run(Arc::new(Plain)), run(Arc::new(KernelMaps::new(2).unwrap())));
+    let (want, got) = (run(Arc::new(Plain)), run(Arc::new(KernelMaps::<f32>::new(2).unwrap())));
     assert_near(&got.logits, &want.logits, ROUNDING, "logits");
     for (name, want) in &want.tensors {
         assert_near(&got.tensors[name], want, ROUNDING, name);
@@ -173,7 +240,7 @@ fn what_a_layer_gate_drops_changes_no_gradient() {
 fn the_number_of_threads_changes_no_bit() {
     let config = r#"{"arch": "resnet20", "input_size": 8, "dyn_mode": "layer"}"#;
     let spec = NetConfig::from_json(config).unwrap().build().unwrap();
-    let run = |threads| step(&spec, Arc::new(KernelMaps::new(threads).unwrap()), Statistics::Batch);
+    let run = |threads| step(&spec, Arc::new(KernelMaps::<f32>::new(threads).unwrap()), Statistics::Batch);
     let (one, three) = (run(1), run(3));
     assert_eq!(one.logits, three.logits);
     assert_eq!(one.tensors, three.tensors);

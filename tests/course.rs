@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::bail;
-use laud::autograd::KernelMaps;
+use laud::autograd::kernel_maps;
 use laud::checkpoint::{Checkpoint, DType};
-use laud::train::{Cost, Course, Event, Recipe, Setup, Trainer, initial_weights, steps_per_epoch};
+use laud::train::{
+    Cost, Course, Event, MapElement, Recipe, Setup, Trainer, initial_weights, steps_per_epoch,
+};
 use laud::vision::Batches;
 use laud_models::{NetConfig, NetSpec};
 
@@ -30,7 +31,7 @@ fn course<'a>(folder: &Path, data: &'a Batches, recipe: Recipe) -> Course<'a> {
         weights,
         cost: Some(Cost::macs(&spec, recipe.rate_gradient()).unwrap()),
         steps: recipe.epochs * steps_per_epoch(data.len(), recipe.batch).unwrap(),
-        maps: Arc::new(KernelMaps::new(2).unwrap()),
+        maps: kernel_maps(recipe.dtype, 2).unwrap(),
         spec,
         recipe,
     })
@@ -50,6 +51,7 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 #[test]
 fn a_training_that_was_cut_off_ends_with_the_same_weights() {
     is_gone_on_with(recipe());
+    is_gone_on_with(Recipe { dtype: MapElement::Bf16, ..recipe() });
     is_gone_on_with(Recipe { labels: false, distill_features: 1.0, target_by: 0.4, ..recipe() });
 }
 

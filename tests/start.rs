@@ -28,7 +28,7 @@ fn spec(config: &str) -> NetSpec {
 }
 
 fn kernels() -> Arc<dyn MapOps> {
-    Arc::new(KernelMaps::new(2).unwrap())
+    Arc::new(KernelMaps::<f32>::new(2).unwrap())
 }
 
 fn logits(spec: &NetSpec, weights: &HashMap<String, Tensor>, statistics: Statistics) -> Vec<f32> {

@@ -101,11 +101,11 @@ fn two_steps(mode: &str, maps: Arc<dyn MapOps>) {
 #[test]
 fn a_layer_gated_step_is_pytorchs() {
     two_steps("layer", Arc::new(Plain));
-    two_steps("layer", Arc::new(KernelMaps::new(2).unwrap()));
+    two_steps("layer", Arc::new(KernelMaps::<f32>::new(2).unwrap()));
 }
 
 #[test]
 fn a_patch_and_channel_gated_step_is_pytorchs() {
     two_steps("both", Arc::new(Plain));
-    two_steps("both", Arc::new(KernelMaps::new(2).unwrap()));
+    two_steps("both", Arc::new(KernelMaps::<f32>::new(2).unwrap()));
 }

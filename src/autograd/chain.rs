@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result};
 use laud_kernels::batch_norm::{Affine, Centre, Join, Sums, forward, join, moments};
-use laud_kernels::{Act, Isa};
+use laud_kernels::{Act, Element, Isa};
 use laud_models::{Activation, BlockSpec, ConvSpec, MapSize, MaskPoint, Shortcut};
 use rayon::prelude::*;
 
 use super::shelf::{Buffer, Shelf};
 use super::unit::{Unit, act};
-use super::work::{Work, Workers};
+use super::work::{Work, Workers, samples};
 use crate::train::Statistics;
 
 /// What is behind the last convolution.
@@ -96,20 +96,20 @@ pub(super) struct Chain {
 
 /// What one pass reads.
 #[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    pub(super) workers: &'a Workers,
+pub(super) struct Inputs<'a, E> {
+    pub(super) workers: &'a Workers<E>,
     pub(super) n: usize,
     pub(super) statistics: Statistics,
     /// The branch is computed for the samples alone whose only decision keeps it.
     pub(super) skips: bool,
     /// `[n, h, w, c]`.
-    pub(super) x: &'a [f32],
+    pub(super) x: &'a [E],
     pub(super) params: &'a [f32],
     /// Spatial decisions `[n, cells]`, then channel decisions `[n, groups]`.
     pub(super) keep: &'a [f32],
 }
 
-impl Inputs<'_> {
+impl<E> Inputs<'_, E> {
     /// Whether the branch is computed for sample `i`.
     pub(super) fn computes(&self, i: usize) -> bool {
         !self.skips || self.keep[i] != 0.0
@@ -122,9 +122,9 @@ impl Inputs<'_> {
 }
 
 /// A unit's output before normalisation, and how it is normalised.
-pub(super) struct Normed {
+pub(super) struct Normed<E> {
     /// `[n, h, w, c]`; anything for what is not computed.
-    pub(super) z: Buffer,
+    pub(super) z: Buffer<E>,
     pub(super) mean: Vec<f32>,
     pub(super) inv_std: Vec<f32>,
     pub(super) scale: Vec<f32>,
@@ -145,18 +145,20 @@ pub(super) struct Mask {
 }
 
 /// What the way back needs: one entry a unit, the projection last.
-pub(super) struct Saved {
-    pub(super) normed: Vec<Normed>,
+pub(super) struct Saved<E> {
+    pub(super) normed: Vec<Normed<E>>,
 }
 
 /// Mean and variance of each channel.
 pub(super) type Moments = (Vec<f32>, Vec<f32>);
 
-/// Of every unit that was normalised with the batch's statistics: its mean and unbiased variance, and the share of the
-/// samples that they are of.
-pub(super) type Moved = Vec<Option<(Moments, f64)>>;
+/// Mean and unbiased variance of a batch, and the share of the samples that they are of.
+pub(super) type Batch = (Moments, f64);
 
-impl Normed {
+/// Of every unit that was normalised with the batch's statistics, these.
+pub(super) type Moved = Vec<Option<Batch>>;
+
+impl<E> Normed<E> {
     /// The normalisation of sample `i`, its mask folded in.
     pub(super) fn affine<'a>(&'a self, i: usize, scale: &'a mut Vec<f32>) -> Affine<'a> {
         scale.clear();
@@ -180,7 +182,7 @@ impl Normed {
     }
 
     /// Sample `i` before normalisation.
-    pub(super) fn sample(&self, i: usize, len: usize) -> &[f32] {
+    pub(super) fn sample(&self, i: usize, len: usize) -> &[E] {
         &self.z[i * len..(i + 1) * len]
     }
 }
@@ -229,12 +231,12 @@ impl Chain {
     }
 
     /// The map behind the chain, `[n, h, w, c]`. `stored` has running mean and variance of each unit with a normalisation.
-    pub(super) fn forward(
+    pub(super) fn forward<E: Element>(
         &self,
-        inputs: Inputs<'_>,
+        inputs: Inputs<'_, E>,
         stored: &[Option<Moments>],
-    ) -> Result<(Buffer, Saved, Moved)> {
-        let mut normed: Vec<Normed> = Vec::with_capacity(self.units.len() + 1);
+    ) -> Result<(Buffer<E>, Saved<E>, Moved)> {
+        let mut normed: Vec<Normed<E>> = Vec::with_capacity(self.units.len() + 1);
         let mut moved = Vec::with_capacity(self.units.len() + 1);
         for (index, unit) in self.all().enumerate() {
             let projects = index == self.units.len();
@@ -252,7 +254,7 @@ impl Chain {
         Ok((y, saved, moved))
     }
 
-    fn channel_mask(&self, inputs: Inputs<'_>, unit: &Unit, index: usize) -> Mask {
+    fn channel_mask<E>(&self, inputs: Inputs<'_, E>, unit: &Unit, index: usize) -> Mask {
         let ones = || vec![1.0; inputs.n * unit.geometry.c_out];
         let Some(groups) = self.link.groups.filter(|_| index + 1 < self.units.len()) else {
             return Mask { keep: ones(), behind: None };
@@ -278,11 +280,11 @@ impl Chain {
         }
     }
 
-    fn join(&self, inputs: Inputs<'_>, saved: &Saved) -> Result<Buffer> {
+    fn join<E: Element>(&self, inputs: Inputs<'_, E>, saved: &Saved<E>) -> Result<Buffer<E>> {
         let Inputs { workers, n, .. } = inputs;
         let (unit, last) = (self.last(), &saved.normed[self.units.len() - 1]);
-        let (len, per) = (unit.output_len(), Workers::samples(n));
-        let mut y = Shelf::any(&workers.shelf, n * len);
+        let (len, per) = (unit.output_len(), samples(n));
+        let mut y = Shelf::any(&workers.maps, n * len);
         workers.install(|| {
             y.par_chunks_mut(per * len).enumerate().try_for_each(|(piece, y)| {
                 workers.with(|work| {
@@ -312,7 +314,13 @@ impl Chain {
         Ok(y)
     }
 
-    fn shortcut(&self, inputs: Inputs<'_>, saved: &Saved, i: usize, work: &mut Work) -> Result<Lies> {
+    fn shortcut<E: Element>(
+        &self,
+        inputs: Inputs<'_, E>,
+        saved: &Saved<E>,
+        i: usize,
+        work: &mut Work<E>,
+    ) -> Result<Lies> {
         let unit = &self.units[0];
         let c = unit.geometry.c_in;
         match self.link.shortcut {
@@ -322,7 +330,7 @@ impl Chain {
                 let x = &inputs.x[i * unit.input_len()..][..unit.input_len()];
                 let (out, c_out) = (self.last().output_map(), self.last().geometry.c_out);
                 work.map.clear();
-                work.map.resize(out.h * out.w * c_out, 0.0);
+                work.map.resize(out.h * out.w * c_out, E::from_f32(0.0));
                 for (p, to) in work.map.chunks_exact_mut(c_out).enumerate() {
                     let from = p / out.w * stride * unit.input.w + p % out.w * stride;
                     to[before..before + c].copy_from_slice(&x[from * c..(from + 1) * c]);
@@ -332,7 +340,7 @@ impl Chain {
             Added::Projection => {
                 let projected = saved.normed.last().context("a projection")?;
                 let len = self.last().output_len();
-                work.map.resize(len, 0.0);
+                work.map.resize(len, E::from_f32(0.0));
                 let affine = projected.affine(i, &mut work.shift);
                 forward(inputs.workers.isa, projected.sample(i, len), affine, Act::None, &mut work.map)?;
                 Ok(Lies::InMap)
@@ -354,15 +362,15 @@ pub(super) fn cell(p: usize, grid: MapSize, map: MapSize) -> usize {
 }
 
 /// A unit and where its input comes from.
-pub(super) struct Source<'a> {
+pub(super) struct Source<'a, E> {
     pub(super) unit: &'a Unit,
     /// The unit before, or the chain's input.
-    pub(super) before: Option<(&'a Normed, Act)>,
+    pub(super) before: Option<(&'a Normed<E>, Act)>,
 }
 
-impl Source<'_> {
+impl<E: Element> Source<'_, E> {
     /// Puts the input of sample `i` into `work.bordered`.
-    pub(super) fn fill(&self, isa: Isa, x: &[f32], i: usize, work: &mut Work) -> Result<()> {
+    pub(super) fn fill(&self, isa: Isa, x: &[E], i: usize, work: &mut Work<E>) -> Result<()> {
         let unit = self.unit;
         let (len, line) = (unit.input_len(), unit.input.w * unit.geometry.c_in);
         let Work { bordered, scale, .. } = work;
@@ -381,7 +389,9 @@ impl Source<'_> {
                     forward(isa, &z[y * line..][..to.len()], affine, act, to)?;
                     if let Some(keep) = keep {
                         for pixel in to.chunks_exact_mut(keep.len()) {
-                            pixel.iter_mut().zip(keep).for_each(|(value, keep)| *value *= keep);
+                            for (value, keep) in pixel.iter_mut().zip(keep) {
+                                *value = E::from_f32(value.to_f32() * keep);
+                            }
                         }
                     }
                     Ok(())
@@ -392,20 +402,20 @@ impl Source<'_> {
 
     fn forward(
         &self,
-        inputs: Inputs<'_>,
+        inputs: Inputs<'_, E>,
         mask: Mask,
         stored: Option<&Moments>,
-    ) -> Result<(Normed, Option<(Moments, f64)>)> {
+    ) -> Result<(Normed<E>, Option<Batch>)> {
         let Inputs { workers, n, params, .. } = inputs;
         let (unit, isa) = (self.unit, workers.isa);
-        let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
-        let filter = unit.filter(isa, params)?;
+        let (len, c, per) = (unit.output_len(), unit.geometry.c_out, samples(n));
+        let filter = workers.install(|| unit.filter(isa, params))?;
         let computed = (0..n).filter(|&i| inputs.computes(i)).count();
         let summed = inputs.statistics != Statistics::Stored && stored.is_some() && computed > 0;
         let of_batch = summed && !inputs.statistics.are_stored();
         let zeros = vec![0.0; c];
         let pivot = stored.map_or(&zeros, |(mean, _)| mean);
-        let mut z = Shelf::any(&workers.shelf, n * len);
+        let mut z = Shelf::any(&workers.maps, n * len);
         let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
         workers.install(|| {
             let pieces = z.par_chunks_mut(per * len).zip(sums.par_chunks_mut(2 * c)).enumerate();

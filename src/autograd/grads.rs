@@ -1,14 +1,17 @@
 //! Convolutions in a row: the way back.
 
 use anyhow::Result;
-use laud_kernels::Act;
 use laud_kernels::batch_norm::{GradCoefficients, Join, JoinGrad, Sums, forward, grad, grad_sums, join_grad};
+use laud_kernels::{Act, Element};
 use rayon::prelude::*;
 
 use super::chain::{Added, Chain, Inputs, Normed, Saved, Source, cell};
 use super::shelf::{Buffer, Shelf};
 use super::unit::{Filter, Unit};
-use super::work::{Work, Workers};
+use super::work::{Work, Workers, samples, samples_summed};
+
+/// Weights whose pieces are summed together.
+const SUMMED: usize = 1 << 14;
 
 /// Which gradients are wanted.
 #[derive(Clone, Copy)]
@@ -30,7 +33,7 @@ impl Wanted {
 /// Gradients of a chain's arguments.
 pub(super) struct Grads {
     /// `[n, h, w, c]`, where it was asked for.
-    pub(super) x: Option<Buffer>,
+    pub(super) x: Option<Buffer<f32>>,
     /// Where they were asked for.
     pub(super) params: Option<Vec<f32>>,
     /// As the decisions.
@@ -40,21 +43,21 @@ pub(super) struct Grads {
 /// A gradient behind a unit's normalisation, and its sums over the batch.
 struct Behind {
     /// `[n, h, w, c]`.
-    g: Buffer,
+    g: Buffer<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
 }
 
 impl Behind {
     /// From the sums of the pieces, `[2, c]` each.
-    fn new(g: Buffer, pieces: &[f32], c: usize) -> Self {
+    fn new(g: Buffer<f32>, pieces: &[f32], c: usize) -> Self {
         let total =
             |at: usize| pieces.chunks_exact(2 * c).map(|sums| f64::from(sums[at])).sum::<f64>() as f32;
         Self { g, first: (0..c).map(total).collect(), second: (c..2 * c).map(total).collect() }
     }
 
     /// Writes the gradients of the normalisation's parameters and gives the coefficients of its input's.
-    fn coefficients(&self, unit: &Unit, normed: &Normed, params: &mut [f32]) -> [Vec<f32>; 3] {
+    fn coefficients<E>(&self, unit: &Unit, normed: &Normed<E>, params: &mut [f32]) -> [Vec<f32>; 3] {
         let c = self.first.len();
         if let Some(at) = unit.gamma_at {
             let gammas = self.second.iter().zip(&normed.inv_std).map(|(sum, inv)| sum * inv);
@@ -77,9 +80,9 @@ impl Behind {
 }
 
 /// Where a unit's input gradient goes.
-enum Target<'a> {
+enum Target<'a, E> {
     /// Through the activation of the unit before: its gradient and the sums of that.
-    Before(&'a Normed, Act),
+    Before(&'a Normed<E>, Act),
     /// Added to the chain's input gradient.
     Input,
     /// Nowhere.
@@ -88,11 +91,11 @@ enum Target<'a> {
 
 impl Chain {
     /// Gradients, from that of the output `y`.
-    pub(super) fn backward(
+    pub(super) fn backward<E: Element>(
         &self,
-        inputs: Inputs<'_>,
-        saved: &Saved,
-        (y, dy): (&[f32], Buffer),
+        inputs: Inputs<'_, E>,
+        saved: &Saved<E>,
+        (y, dy): (&[E], Buffer<f32>),
         wanted: Wanted,
     ) -> Result<Grads> {
         let (spatial, channel) = self.decisions(inputs.n);
@@ -145,16 +148,16 @@ impl Chain {
     }
 
     /// Back through the residual sum: the shortcut's gradient and the branch's; `dkeep` gets the spatial decisions'.
-    fn through_join(
+    fn through_join<E: Element>(
         &self,
-        inputs: Inputs<'_>,
-        saved: &Saved,
-        (y, mut added): (&[f32], Buffer),
+        inputs: Inputs<'_, E>,
+        saved: &Saved<E>,
+        (y, mut added): (&[E], Buffer<f32>),
         dkeep: &mut [f32],
-    ) -> Result<(Buffer, Behind)> {
+    ) -> Result<(Buffer<f32>, Behind)> {
         let Inputs { workers, n, .. } = inputs;
         let (unit, last) = (self.last(), &saved.normed[self.units.len() - 1]);
-        let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
+        let (len, c, per) = (unit.output_len(), unit.geometry.c_out, samples(n));
         let grid = self.link.grid;
         let cells = grid.map_or(1, |grid| grid.h * grid.w);
         let mut g = Shelf::any(&workers.shelf, n * len);
@@ -201,12 +204,12 @@ impl Chain {
     }
 
     /// What the shortcut alone gives the input, where it is wanted, and what is left for the projection.
-    fn shortcut_grad(
+    fn shortcut_grad<E: Element>(
         &self,
-        inputs: Inputs<'_>,
-        added: Buffer,
+        inputs: Inputs<'_, E>,
+        added: Buffer<f32>,
         wanted: bool,
-    ) -> (Option<Buffer>, Option<Buffer>) {
+    ) -> (Option<Buffer<f32>>, Option<Buffer<f32>>) {
         let unit = &self.units[0];
         let (c, len) = (unit.geometry.c_in, unit.input_len());
         let zeros = || wanted.then(|| Shelf::zeros(&inputs.workers.shelf, inputs.n * len));
@@ -231,9 +234,14 @@ impl Chain {
 }
 
 /// Back to a normalisation without activation, whose output's gradient is `g`.
-fn through_norm(inputs: Inputs<'_>, unit: &Unit, normed: &Normed, mut g: Buffer) -> Result<Behind> {
+fn through_norm<E: Element>(
+    inputs: Inputs<'_, E>,
+    unit: &Unit,
+    normed: &Normed<E>,
+    mut g: Buffer<f32>,
+) -> Result<Behind> {
     let Inputs { workers, n, .. } = inputs;
-    let (len, c, per) = (unit.output_len(), unit.geometry.c_out, Workers::samples(n));
+    let (len, c, per) = (unit.output_len(), unit.geometry.c_out, samples(n));
     let mut sums = vec![0.0f32; n.div_ceil(per) * 2 * c];
     workers.install(|| {
         let pieces = g.par_chunks_mut(per * len).zip(sums.par_chunks_mut(2 * c)).enumerate();
@@ -250,13 +258,13 @@ fn through_norm(inputs: Inputs<'_>, unit: &Unit, normed: &Normed, mut g: Buffer)
 }
 
 /// Takes the gradient of sample `i` back through an activation, in place, and adds its sums `[2, c]`.
-fn norm_sums(
-    workers: &Workers,
-    normed: &Normed,
+fn norm_sums<E: Element>(
+    workers: &Workers<E>,
+    normed: &Normed<E>,
     (i, act): (usize, Act),
     g: &mut [f32],
     sums: &mut [f32],
-    work: &mut Work,
+    work: &mut Work<E>,
 ) -> Result<()> {
     let (first, second) = sums.split_at_mut(normed.mean.len());
     let affine = normed.affine(i, &mut work.scale);
@@ -265,49 +273,49 @@ fn norm_sums(
 }
 
 /// Takes the gradient `g` of `keep · y` back to `y`, in place, and adds the mask's.
-fn through_mask(g: &mut [f32], y: &[f32], keep: &[f32], dkeep: &mut [f32]) {
+fn through_mask(g: &mut [f32], y: &[impl Element], keep: &[f32], dkeep: &mut [f32]) {
     let c = keep.len();
     for (g, y) in g.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
         for ((g, y), (keep, dkeep)) in g.iter_mut().zip(y).zip(keep.iter().zip(&mut *dkeep)) {
-            *dkeep += *g * y;
+            *dkeep += *g * y.to_f32();
             *g *= keep;
         }
     }
 }
 
 /// The way back through one unit.
-struct UnitBack<'a> {
-    source: Source<'a>,
-    normed: &'a Normed,
+struct UnitBack<'a, E> {
+    source: Source<'a, E>,
+    normed: &'a Normed<E>,
     behind: &'a Behind,
-    target: Target<'a>,
+    target: Target<'a, E>,
     /// Whether the filters' gradient is wanted.
     filters: bool,
 }
 
-impl UnitBack<'_> {
+impl<E: Element> UnitBack<'_, E> {
     /// Adds to `params` and `to`, the target's; gives the gradient of a channel mask, that behind the activation of the unit
     /// before `[n, c_in]` where there is one, else this unit's `[n, c_out]`, and the sums of what is in `to`.
     fn run(
         &self,
-        inputs: Inputs<'_>,
+        inputs: Inputs<'_, E>,
         params: &mut [f32],
         to: Option<&mut [f32]>,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let Inputs { workers, n, .. } = inputs;
         let unit = self.source.unit;
         let g = &unit.geometry;
-        let (len, per) = (unit.input_len(), Workers::samples(n));
+        let (len, per) = (unit.input_len(), samples_summed(n, g.weights()));
         let coefficients = self.behind.coefficients(unit, self.normed, params);
         let filter = match self.target {
             Target::Unused => None,
-            _ => Some(unit.back_filter(workers.isa, inputs.params)?),
+            _ => Some(workers.install(|| unit.back_filter(workers.isa, inputs.params))?),
         };
         // Nobody reads it where the target is unused.
         let (mut unused, len) = (vec![0.0; n], if to.is_some() { len } else { 1 });
         let to = to.unwrap_or(&mut unused);
         let pieces = n.div_ceil(per);
-        let mut weights = vec![0.0f32; pieces * g.weights()];
+        let mut weights = Shelf::any(&workers.shelf, pieces * g.weights());
         let mut dkeep = vec![0.0f32; n * g.c_out];
         let mut dkeep_before = vec![0.0f32; n * g.c_in];
         let mut sums = vec![0.0f32; pieces * 2 * g.c_in];
@@ -316,6 +324,7 @@ impl UnitBack<'_> {
             let outputs = to.par_chunks_mut(per * len).zip(keeps);
             let partial = weights.par_chunks_mut(g.weights()).zip(sums.par_chunks_mut(2 * g.c_in));
             outputs.zip(partial).enumerate().try_for_each(|(piece, ((to, keeps), (weights, sums)))| {
+                weights.fill(0.0);
                 workers.with(|work| {
                     let keeps = keeps.0.chunks_exact_mut(g.c_out).zip(keeps.1.chunks_exact_mut(g.c_in));
                     for (i, (to, (dkeep, dkeep_before))) in to.chunks_exact_mut(len).zip(keeps).enumerate() {
@@ -327,11 +336,11 @@ impl UnitBack<'_> {
                             self.input_grad(inputs, &coefficients, i, weights, dkeep, filter.as_ref(), work)?;
                         match self.target {
                             Target::Input if there => {
-                                to.iter_mut().zip(&work.map).for_each(|(to, grad)| *to += grad);
+                                to.iter_mut().zip(&work.map).for_each(|(to, grad)| *to += grad.to_f32());
                             }
                             Target::Before(..) if !there => to.fill(0.0),
                             Target::Before(before, act) => {
-                                to.copy_from_slice(&work.map);
+                                to.iter_mut().zip(&work.map).for_each(|(to, grad)| *to = grad.to_f32());
                                 if let Some(keep) = before.kept_behind(i) {
                                     let affine = before.affine(i, &mut work.scale);
                                     forward(workers.isa, before.sample(i, len), affine, act, &mut work.map)?;
@@ -342,15 +351,21 @@ impl UnitBack<'_> {
                             _ => {}
                         }
                     }
+                    work.summing.finish(workers.isa, weights)?;
                     Ok::<_, anyhow::Error>(())
                 })
             })
         })?;
-        let mut total = vec![0.0f32; g.weights()];
-        for piece in weights.chunks_exact(g.weights()) {
-            total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
-        }
-        unit.add_weight_grad(&total, params);
+        let (total, others) = weights.split_at_mut(g.weights());
+        workers.install(|| {
+            total.par_chunks_mut(SUMMED).enumerate().for_each(|(i, total)| {
+                for piece in others.chunks_exact(g.weights()) {
+                    let piece = &piece[i * SUMMED..][..total.len()];
+                    total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
+                }
+            });
+            unit.add_weight_grad(total, params);
+        });
         let masked = matches!(self.target, Target::Before(before, _) if before.mask.behind.is_some());
         Ok((if masked { dkeep_before } else { dkeep }, sums))
     }
@@ -360,13 +375,13 @@ impl UnitBack<'_> {
     #[expect(clippy::too_many_arguments, reason = "one step of `run`")]
     fn input_grad(
         &self,
-        inputs: Inputs<'_>,
+        inputs: Inputs<'_, E>,
         [a, b, d]: &[Vec<f32>; 3],
         i: usize,
         weights: &mut [f32],
         dkeep: &mut [f32],
-        filter: Option<&Filter>,
-        work: &mut Work,
+        filter: Option<&Filter<E>>,
+        work: &mut Work<E>,
     ) -> Result<bool> {
         let (unit, isa) = (self.source.unit, inputs.workers.isa);
         let len = unit.output_len();
@@ -376,12 +391,12 @@ impl UnitBack<'_> {
             return Ok(false);
         }
         let mut dz = std::mem::take(&mut work.grad);
-        dz.resize(len, 0.0);
+        dz.resize(len, E::from_f32(0.0));
         let z = self.normed.sample(i, len);
         grad(isa, (z, g), GradCoefficients { a, b, d }, self.normed.kept(i), &mut dz, dkeep)?;
         if self.filters {
             self.source.fill(isa, inputs.x, i, work)?;
-            unit.weight_grad(isa, work.bordered.values(), &dz, weights)?;
+            unit.weight_grad(isa, (work.bordered.values(), &dz), &mut work.summing, weights)?;
         }
         if let Some(filter) = filter {
             unit.spread(&dz, &mut work.spread);

@@ -5,19 +5,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use laud_kernels::Element;
 
 use super::op::{slice, with_values};
 use super::shelf::{Buffer, Shelf};
+use super::work::Workers;
 use crate::train::Map;
 
 /// A map `[n, h, w, c]` and, on the way back, its gradient. The stand-in is zeros `[n]`: what passes it orders the way back.
-pub(super) struct Values {
+pub(super) struct Values<E> {
     pub(super) shape: [usize; 4],
-    values: OnceLock<Buffer>,
-    grad: Mutex<Option<Buffer>>,
+    values: OnceLock<Buffer<E>>,
+    grad: Mutex<Option<Buffer<f32>>>,
 }
 
-impl Values {
+impl<E: Element> Values<E> {
     /// To be filled.
     pub(super) fn new(shape: [usize; 4]) -> Arc<Self> {
         Arc::new(Self { shape, values: OnceLock::new(), grad: Mutex::new(None) })
@@ -35,11 +37,11 @@ impl Values {
     }
 
     /// Fills; once.
-    pub(super) fn set(&self, values: Buffer) -> candle_core::Result<()> {
+    pub(super) fn set(&self, values: Buffer<E>) -> candle_core::Result<()> {
         self.values.set(values).map_err(|_| candle_core::Error::Msg("a map is computed once".into()))
     }
 
-    pub(super) fn get(&self) -> candle_core::Result<&[f32]> {
+    pub(super) fn get(&self) -> candle_core::Result<&[E]> {
         match self.values.get() {
             Some(values) => Ok(values),
             None => candle_core::bail!("a map that is not computed"),
@@ -56,17 +58,17 @@ impl Values {
     }
 
     /// The gradient, of which there is none before someone calls this.
-    fn grad(&self) -> MutexGuard<'_, Option<Buffer>> {
+    fn grad(&self) -> MutexGuard<'_, Option<Buffer<f32>>> {
         self.grad.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that was added, for whoever made the map.
-    pub(super) fn take_grad(&self, shelf: &Arc<Shelf>) -> Buffer {
+    pub(super) fn take_grad(&self, shelf: &Arc<Shelf<f32>>) -> Buffer<f32> {
         self.grad().take().unwrap_or_else(|| Shelf::zeros(shelf, self.len()))
     }
 
     /// Adds to the gradient.
-    pub(super) fn add_grad(&self, more: Buffer) {
+    pub(super) fn add_grad(&self, more: Buffer<f32>) {
         let mut grad = self.grad();
         match grad.as_mut() {
             Some(grad) => grad.iter_mut().zip(more.iter()).for_each(|(grad, more)| *grad += more),
@@ -75,7 +77,7 @@ impl Values {
     }
 
     /// Lets `add` add to the gradient.
-    pub(super) fn with_grad(&self, shelf: &Arc<Shelf>, add: impl FnOnce(&mut [f32])) {
+    pub(super) fn with_grad(&self, shelf: &Arc<Shelf<f32>>, add: impl FnOnce(&mut [f32])) {
         add(self.grad().get_or_insert_with(|| Shelf::zeros(shelf, self.len())));
     }
 
@@ -90,26 +92,26 @@ impl Values {
 }
 
 /// Images `[n, c, h, w]` to a stand-in.
-pub(super) struct Enter {
-    pub(super) values: Arc<Values>,
-    pub(super) shelf: Arc<Shelf>,
+pub(super) struct Enter<E: Element> {
+    pub(super) values: Arc<Values<E>>,
+    pub(super) workers: Arc<Workers<E>>,
 }
 
-impl CustomOp1 for Enter {
+impl<E: Element> CustomOp1 for Enter<E> {
     fn name(&self) -> &'static str {
         "enter"
     }
 
     fn cpu_fwd(&self, images: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let images = slice(images, layout)?;
-        let mut values = Shelf::any(&self.shelf, images.len());
-        self.values.each(|here, there| values[here] = images[there]);
+        let mut values = Shelf::any(&self.workers.maps, images.len());
+        self.values.each(|here, there| values[here] = E::from_f32(images[there]));
         self.values.set(values)?;
         Ok(self.values.stand_in())
     }
 
     fn bwd(&self, images: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let grad = self.values.take_grad(&self.shelf);
+        let grad = self.values.take_grad(&self.workers.shelf);
         let mut out = vec![0.0; grad.len()];
         self.values.each(|here, there| out[there] = grad[here]);
         Ok(Some(Tensor::from_vec(out, images.shape(), images.device())?))
@@ -117,12 +119,12 @@ impl CustomOp1 for Enter {
 }
 
 /// A stand-in to its map as `[n, c, h, w]`.
-pub(super) struct Leave {
-    pub(super) values: Arc<Values>,
-    pub(super) shelf: Arc<Shelf>,
+pub(super) struct Leave<E: Element> {
+    pub(super) values: Arc<Values<E>>,
+    pub(super) workers: Arc<Workers<E>>,
 }
 
-impl CustomOp1 for Leave {
+impl<E: Element> CustomOp1 for Leave<E> {
     fn name(&self) -> &'static str {
         "leave"
     }
@@ -130,14 +132,14 @@ impl CustomOp1 for Leave {
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let values = self.values.get()?;
         let mut out = vec![0.0; values.len()];
-        self.values.each(|here, there| out[there] = values[here]);
+        self.values.each(|here, there| out[there] = values[here].to_f32());
         let [n, h, w, c] = self.values.shape;
         Ok((CpuStorage::F32(out), Shape::from((n, c, h, w))))
     }
 
     fn bwd(&self, stand_in: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         with_values(&[&grad.contiguous()?], |grads| {
-            self.values.with_grad(&self.shelf, |sum| {
+            self.values.with_grad(&self.workers.shelf, |sum| {
                 self.values.each(|here, there| sum[here] += grads[0][there]);
             });
             Ok(())

@@ -11,8 +11,10 @@
 //! Squeeze-excitation and grouped convolutions that are not depthwise take candle's way.
 
 mod chain;
+mod distance;
 mod grads;
 mod map;
+mod max_pool;
 mod op;
 mod pool;
 mod shelf;
@@ -24,30 +26,48 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::BatchNorm;
-use laud_kernels::Isa;
-use laud_models::{ConvSpec, MapSize, Shortcut};
+use half::bf16;
+use laud_kernels::{ConvGeometry, Element, Extent, Isa};
+use laud_models::{ConvSpec, MapSize, MaxPoolSpec, Shortcut};
 
-use crate::train::{Conv, Map, MapOps, PerGate, Plain, Residual, Statistics};
+use crate::train::{Conv, Map, MapElement, MapOps, PerGate, Plain, Residual, Statistics, same_shape};
 use chain::{Chain, Link, Moments};
+use distance::DistanceOp;
 use grads::Wanted;
 use map::{Enter, Leave, Values};
+use max_pool::MaxPoolOp;
 use op::ChainOp;
 use pool::PoolOp;
 use work::Workers;
 
-/// Maps `[n, h, w, c]` on the CPU, computed by the runtime's kernels and held outside candle's graph.
-#[derive(Clone)]
-pub struct KernelMaps {
-    workers: Arc<Workers>,
+/// [`KernelMaps`] with maps of a type.
+///
+/// # Errors
+/// As for [`KernelMaps::new`].
+pub fn kernel_maps(dtype: MapElement, threads: usize) -> Result<Arc<dyn MapOps>> {
+    Ok(match dtype {
+        MapElement::F32 => Arc::new(KernelMaps::<f32>::new(threads)?),
+        MapElement::Bf16 => Arc::new(KernelMaps::<bf16>::new(threads)?),
+    })
 }
 
-impl KernelMaps {
-    /// With the widest instruction set of this machine and `threads` threads.
+/// Maps `[n, h, w, c]` on the CPU, computed by the runtime's kernels and held outside candle's graph.
+///
+/// Maps and packed weights are of the element type, and so is what a convolution reads on the way back; parameters, all other
+/// gradients and every sum are f32. In bfloat16 training sees the rounding that inference in bfloat16 has, and takes a
+/// processor that multiplies tiles of it to be faster than f32.
+#[derive(Clone)]
+pub struct KernelMaps<E: Element = f32> {
+    workers: Arc<Workers<E>>,
+}
+
+impl<E: Element> KernelMaps<E> {
+    /// With the instruction set of this machine that computes fastest with such elements, and `threads` threads.
     ///
     /// # Errors
     /// When threads cannot be started.
     pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { workers: Arc::new(Workers::new(Isa::detect(), threads)?) })
+        Ok(Self { workers: Arc::new(Workers::new(Isa::best_for(E::DTYPE), threads)?) })
     }
 
     /// A chain on a map, or `None` where candle has to do it.
@@ -59,7 +79,7 @@ impl KernelMaps {
         keep: &PerGate<Tensor>,
         statistics: Statistics,
     ) -> Result<Option<Map>> {
-        let x = Values::of(map)?;
+        let x = Values::<E>::of(map)?;
         let [_, h, w, _] = x.shape;
         let specs: Vec<&ConvSpec> = links.iter().map(|conv| &conv.spec).collect();
         let Some(chain) = Chain::new(&specs, MapSize { h, w }, link) else { return Ok(None) };
@@ -97,17 +117,17 @@ impl KernelMaps {
     }
 }
 
-impl MapOps for KernelMaps {
+impl<E: Element> MapOps for KernelMaps<E> {
     fn enter(&self, images: &Tensor) -> Result<Map> {
         let (n, c, h, w) = images.dims4()?;
-        let (values, shelf) = (Values::new([n, h, w, c]), self.workers.shelf.clone());
-        let stand_in = images.contiguous()?.apply_op1(Enter { values: values.clone(), shelf })?;
+        let (values, workers) = (Values::<E>::new([n, h, w, c]), self.workers.clone());
+        let stand_in = images.contiguous()?.apply_op1(Enter { values: values.clone(), workers })?;
         Ok(values.map(stand_in))
     }
 
     fn leave(&self, map: &Map) -> Result<Tensor> {
-        let (values, shelf) = (Values::of(map)?, self.workers.shelf.clone());
-        Ok(map.tensor.apply_op1(Leave { values, shelf })?)
+        let (values, workers) = (Values::<E>::of(map)?, self.workers.clone());
+        Ok(map.tensor.apply_op1(Leave { values, workers })?)
     }
 
     fn conv(&self, conv: &Conv, map: &Map, statistics: Statistics) -> Result<Map> {
@@ -139,9 +159,31 @@ impl MapOps for KernelMaps {
         }
     }
 
+    fn max_pool(&self, map: &Map, pool: &MaxPoolSpec) -> Result<Map> {
+        let x = Values::<E>::of(map)?;
+        let [n, h, w, c] = x.shape;
+        let output = pool.output_size(MapSize { h, w });
+        let output = output.with_context(|| format!("max pooling {pool:?} on a {h}×{w} map"))?;
+        let geometry = ConvGeometry {
+            output: Extent { h: output.h, w: output.w },
+            ..ConvGeometry::padded(Extent { h, w }, (c, c), pool.kernel, pool.stride, pool.pad)
+        };
+        let y = Values::new([n, output.h, output.w, c]);
+        let op = MaxPoolOp { geometry, x, y: y.clone(), workers: self.workers.clone() };
+        let stand_in = map.tensor.apply_op1(op)?;
+        Ok(y.map(stand_in))
+    }
+
+    fn distance(&self, map: &Map, from: &Map) -> Result<Tensor> {
+        let (values, from) = (Values::<E>::of(map)?, Values::<E>::of(from)?);
+        same_shape(&values.shape, &from.shape)?;
+        let workers = self.workers.clone();
+        Ok(map.tensor.apply_op1(DistanceOp { map: values, from, workers })?)
+    }
+
     fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor> {
         let workers = self.workers.clone();
-        Ok(map.tensor.apply_op1(PoolOp { map: Values::of(map)?, grid, workers })?)
+        Ok(map.tensor.apply_op1(PoolOp { map: Values::<E>::of(map)?, grid, workers })?)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
+use laud_kernels::Element;
 
 use super::chain::{Chain, Inputs, Moments, Moved, Saved};
 use super::grads::Wanted;
@@ -11,26 +12,26 @@ use super::work::Workers;
 use crate::train::Statistics;
 
 /// A [`Chain`] of map, parameters and decisions.
-pub(super) struct ChainOp {
+pub(super) struct ChainOp<E: Element> {
     chain: Chain,
-    workers: Arc<Workers>,
-    x: Arc<Values>,
-    y: Arc<Values>,
+    workers: Arc<Workers<E>>,
+    x: Arc<Values<E>>,
+    y: Arc<Values<E>>,
     n: usize,
     statistics: Statistics,
     stored: Vec<Option<Moments>>,
     wanted: Wanted,
     /// Samples that the decisions drop are not computed.
     skips: bool,
-    saved: Mutex<Option<Saved>>,
+    saved: Mutex<Option<Saved<E>>>,
     moved: Arc<Mutex<Option<Moved>>>,
 }
 
-impl ChainOp {
+impl<E: Element> ChainOp<E> {
     pub(super) fn new(
         chain: Chain,
-        workers: Arc<Workers>,
-        x: Arc<Values>,
+        workers: Arc<Workers<E>>,
+        x: Arc<Values<E>>,
         statistics: Statistics,
         stored: Vec<Option<Moments>>,
         wanted: Wanted,
@@ -50,11 +51,11 @@ impl ChainOp {
     }
 
     /// The map behind the chain.
-    pub(super) fn output(&self) -> Arc<Values> {
+    pub(super) fn output(&self) -> Arc<Values<E>> {
         self.y.clone()
     }
 
-    fn inputs<'a>(&'a self, params: &'a [f32], keep: &'a [f32]) -> Result<Inputs<'a>> {
+    fn inputs<'a>(&'a self, params: &'a [f32], keep: &'a [f32]) -> Result<Inputs<'a, E>> {
         let x = self.x.get()?;
         let (unit, (spatial, channel)) = (&self.chain.units[0], self.chain.decisions(self.n));
         let need = [self.n * unit.input_len(), self.chain.params(), (spatial + channel).max(1)];
@@ -84,11 +85,11 @@ pub(super) fn with_values<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R
     f(&values.collect::<Result<Vec<_>>>()?)
 }
 
-fn outside(error: anyhow::Error) -> candle_core::Error {
+pub(super) fn outside(error: anyhow::Error) -> candle_core::Error {
     candle_core::Error::Msg(format!("{error:#}"))
 }
 
-impl CustomOp3 for ChainOp {
+impl<E: Element> CustomOp3 for ChainOp<E> {
     fn name(&self) -> &'static str {
         "chain"
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use laud_kernels::Element;
 use laud_models::MapSize;
 use rayon::prelude::*;
 
@@ -12,10 +13,10 @@ use super::op::with_values;
 use super::work::Workers;
 
 /// PyTorch's adaptive average pooling, `[n, h, w, c]` to `[n, cells, c]`.
-pub(super) struct PoolOp {
-    pub(super) map: Arc<Values>,
+pub(super) struct PoolOp<E: Element> {
+    pub(super) map: Arc<Values<E>>,
     pub(super) grid: MapSize,
-    pub(super) workers: Arc<Workers>,
+    pub(super) workers: Arc<Workers<E>>,
 }
 
 /// Positions that cell `i` of `cells` averages.
@@ -23,7 +24,7 @@ fn span(i: usize, cells: usize, length: usize) -> Range<usize> {
     i * length / cells..((i + 1) * length).div_ceil(cells)
 }
 
-impl PoolOp {
+impl<E: Element> PoolOp<E> {
     /// Calls with every cell, every row of its pixels as a range of positions, and the share of a pixel.
     fn each_row(&self, (h, w): (usize, usize), mut f: impl FnMut(usize, Range<usize>, f32)) {
         for cell in 0..self.grid.h * self.grid.w {
@@ -35,7 +36,7 @@ impl PoolOp {
     }
 }
 
-impl CustomOp1 for PoolOp {
+impl<E: Element> CustomOp1 for PoolOp<E> {
     fn name(&self) -> &'static str {
         "pool"
     }
@@ -49,7 +50,7 @@ impl CustomOp1 for PoolOp {
                 self.each_row((h, w), |cell, pixels, share| {
                     let mean = &mut means[cell * c..(cell + 1) * c];
                     for pixel in x[pixels.start * c..pixels.end * c].chunks_exact(c) {
-                        mean.iter_mut().zip(pixel).for_each(|(mean, x)| *mean += x * share);
+                        mean.iter_mut().zip(pixel).for_each(|(mean, x)| *mean += x.to_f32() * share);
                     }
                 });
             });

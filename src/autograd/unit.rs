@@ -1,23 +1,26 @@
 //! One convolution with its normalisation and activation.
 
 use anyhow::Result;
-use laud_kernels::filter_grad::{self, FilterGrad};
+use laud_kernels::filter_grad::{FilterGrad, Summing};
 use laud_kernels::gather_gemm::FilterSpec;
-use laud_kernels::{Act, ConvGeometry, Extent, Isa, depthwise, gather_gemm};
+use laud_kernels::{Act, ConvGeometry, Element, Extent, Isa, depthwise, gather_gemm};
 use laud_models::{Activation, ConvSpec, MapSize};
+use rayon::prelude::*;
 
 use super::work::{Framed, Places};
 
+/// Channels whose weights are moved together, as many as share a cache line.
+const SOME: usize = 16;
 /// Largest kernel that [`depthwise`] takes.
 const MAX_DEPTHWISE_KERNEL: usize = 11;
 
 /// Packed weights of a convolution.
-pub(super) enum Filter {
-    Gemm(gather_gemm::Filter<f32>),
+pub(super) enum Filter<E> {
+    Gemm(gather_gemm::Filter<E>),
     Depthwise(depthwise::Filter),
 }
 
-impl Filter {
+impl<E: Element> Filter<E> {
     fn pack(isa: Isa, geometry: ConvGeometry, weight: &[f32]) -> Result<Self> {
         let bias = vec![0.0; geometry.c_out];
         let spec = FilterSpec {
@@ -130,25 +133,43 @@ impl Unit {
     }
 
     /// The weights for the way forward.
-    pub(super) fn filter(&self, isa: Isa, params: &[f32]) -> Result<Filter> {
+    pub(super) fn filter<E: Element>(&self, isa: Isa, params: &[f32]) -> Result<Filter<E>> {
         let g = &self.geometry;
+        let (taps, inputs) = (g.kernel * g.kernel, g.group_in());
         let mut weight = vec![0.0; g.weights()];
-        self.each_weight(|torch, [o, c, r, s]| {
-            weight[((o * g.kernel + r) * g.kernel + s) * g.group_in() + c] = params[torch];
+        let torch = self.weights(params).par_chunks(taps * inputs);
+        weight.par_chunks_mut(taps * inputs).zip(torch).for_each(|(to, from)| {
+            for (c, from) in from.chunks_exact(taps).enumerate() {
+                from.iter().enumerate().for_each(|(tap, &value)| to[tap * inputs + c] = value);
+            }
         });
         Filter::pack(isa, *g, &weight)
     }
 
     /// The weights for the way back: mirrored, inputs and outputs exchanged.
-    pub(super) fn back_filter(&self, isa: Isa, params: &[f32]) -> Result<Filter> {
+    pub(super) fn back_filter<E: Element>(&self, isa: Isa, params: &[f32]) -> Result<Filter<E>> {
         let g = &self.geometry;
-        let k = g.kernel;
+        let taps = g.kernel * g.kernel;
+        let torch = self.weights(params);
         let mut weight = vec![0.0; g.weights()];
-        self.each_weight(|torch, [o, c, r, s]| {
+        if g.groups == 1 {
+            let (inputs, outputs) = (g.c_in, g.c_out);
+            weight.par_chunks_mut(SOME * taps * outputs).enumerate().for_each(|(i, to)| {
+                let channels = to.len() / (taps * outputs);
+                for (o, from) in torch.chunks_exact(taps * inputs).enumerate() {
+                    let from = &from[i * SOME * taps..][..channels * taps];
+                    for (c, from) in from.chunks_exact(taps).enumerate() {
+                        let to = &mut to[c * taps * outputs..];
+                        from.iter().rev().enumerate().for_each(|(tap, &value)| to[tap * outputs + o] = value);
+                    }
+                }
+            });
+        } else {
             // A channel of its own is its only input and its only output.
-            let (from, to, width) = if g.groups == 1 { (o, c, g.c_out) } else { (0, o, 1) };
-            weight[((to * k + k - 1 - r) * k + k - 1 - s) * width + from] = params[torch];
-        });
+            for (to, from) in weight.chunks_exact_mut(taps).zip(torch.chunks_exact(taps)) {
+                to.iter_mut().zip(from.iter().rev()).for_each(|(to, from)| *to = *from);
+            }
+        }
         let geometry = ConvGeometry {
             input: self.spread_map(),
             output: self.input,
@@ -160,18 +181,19 @@ impl Unit {
         Filter::pack(isa, geometry, &weight)
     }
 
-    /// Adds what one sample, its border in place, contributes to the weights' gradient `[r, s, c / groups, k]`.
-    pub(super) fn weight_grad(
+    /// Adds what one sample, its border in place, contributes to the weights' gradient `[r, s, c / groups, k]`; now, or when
+    /// `summing` is finished.
+    pub(super) fn weight_grad<E: Element>(
         &self,
         isa: Isa,
-        bordered: &[f32],
-        grad: &[f32],
+        (bordered, grad): (&[E], &[E]),
+        summing: &mut Summing,
         sum: &mut [f32],
     ) -> Result<()> {
         let g = &self.geometry;
         if g.groups == 1 {
             let call = FilterGrad { geometry: *g, input: bordered, grad, sum };
-            return Ok(filter_grad::run(isa, call)?);
+            return Ok(summing.add(isa, call)?);
         }
         let c = g.c_out;
         for (y, line) in grad.chunks_exact(g.output.w * c).enumerate() {
@@ -181,7 +203,7 @@ impl Unit {
                 let taken = bordered[start..].chunks(g.stride * c);
                 for (grad, input) in line.chunks_exact(c).zip(taken) {
                     for ((sum, grad), input) in sum.iter_mut().zip(grad).zip(input) {
-                        *sum += grad * input;
+                        *sum += grad.to_f32() * input.to_f32();
                     }
                 }
             }
@@ -192,32 +214,28 @@ impl Unit {
     /// Adds a gradient in `[r, s, c / groups, k]` to the parameters' gradient.
     pub(super) fn add_weight_grad(&self, grad: &[f32], params: &mut [f32]) {
         let g = &self.geometry;
-        self.each_weight(|torch, [o, c, r, s]| {
-            params[torch] += grad[((r * g.kernel + s) * g.group_in() + c) * g.c_out + o];
+        let (taps, inputs, outputs) = (g.kernel * g.kernel, g.group_in(), g.c_out);
+        let to = &mut params[self.weight_at..][..g.weights()];
+        to.par_chunks_mut(SOME * taps * inputs).enumerate().for_each(|(i, to)| {
+            for (c, tap) in (0..inputs).flat_map(|c| (0..taps).map(move |tap| (c, tap))) {
+                let from = &grad[(tap * inputs + c) * outputs + i * SOME..];
+                for (to, grad) in to.chunks_exact_mut(taps * inputs).zip(from) {
+                    to[c * taps + tap] += grad;
+                }
+            }
         });
     }
 
-    /// Calls with every weight's place and `[o, c, r, s]`, `c` within the group.
-    fn each_weight(&self, mut f: impl FnMut(usize, [usize; 4])) {
-        let g = &self.geometry;
-        let mut at = self.weight_at;
-        for o in 0..g.c_out {
-            for c in 0..g.group_in() {
-                for r in 0..g.kernel {
-                    for s in 0..g.kernel {
-                        f(at, [o, c, r, s]);
-                        at += 1;
-                    }
-                }
-            }
-        }
+    /// PyTorch's weights, `[c_out, c_in / groups, k, k]`.
+    fn weights<'a>(&self, params: &'a [f32]) -> &'a [f32] {
+        &params[self.weight_at..][..self.geometry.weights()]
     }
 
     /// Puts a sample's input into its border: `line(y, to)` writes row `y`.
-    pub(super) fn place(
+    pub(super) fn place<E: Element>(
         &self,
-        bordered: &mut Framed,
-        mut line: impl FnMut(usize, &mut [f32]) -> Result<()>,
+        bordered: &mut Framed<E>,
+        mut line: impl FnMut(usize, &mut [E]) -> Result<()>,
     ) -> Result<()> {
         let g = &self.geometry;
         let rows = self.input.h.min(g.input.h - self.border.h);
@@ -239,7 +257,7 @@ impl Unit {
     }
 
     /// Puts a sample's output gradient where the mirrored convolution reads it.
-    pub(super) fn spread(&self, grad: &[f32], spread: &mut Framed) {
+    pub(super) fn spread<E: Element>(&self, grad: &[E], spread: &mut Framed<E>) {
         let g = &self.geometry;
         let map = self.spread_map();
         let (top, left) = (g.kernel - 1 - self.border.h, g.kernel - 1 - self.border.w);

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use laud_kernels::depthwise::{self, Depthwise};
+use laud_kernels::filter_grad::Summing;
 use laud_kernels::gather_gemm::{self, GatherGemm, Placement, Scratch};
-use laud_kernels::{Act, ActiveSet, Channels, Extent, Isa, Rows, Team};
+use laud_kernels::{Act, ActiveSet, Channels, Element, Extent, Isa, Rows, Team};
 use rayon::ThreadPool;
 
 use super::shelf::Shelf;
@@ -13,23 +14,39 @@ use super::unit::Filter;
 
 /// Pieces that a batch is cut into, on any number of threads.
 const PIECES: usize = 16;
+/// The same where each has a sum as large as a filter: no fewer, and no more than so many values of them.
+const LEAST_PIECES: usize = 4;
+const MOST_SUMS: usize = 4 << 20;
 
 /// The threads that share a batch.
-pub(super) struct Workers {
+pub(super) struct Workers<E> {
     pub(super) isa: Isa,
     pool: Arc<ThreadPool>,
-    idle: Mutex<Vec<Work>>,
-    pub(super) shelf: Arc<Shelf>,
+    idle: Mutex<Vec<Work<E>>>,
+    /// Of gradients.
+    pub(super) shelf: Arc<Shelf<f32>>,
+    pub(super) maps: Arc<Shelf<E>>,
+}
+
+/// Samples of a piece of a batch of `n`.
+pub(super) fn samples(n: usize) -> usize {
+    n.div_ceil(PIECES).max(1)
+}
+
+/// The same where each piece sums `len` values.
+pub(super) fn samples_summed(n: usize, len: usize) -> usize {
+    n.div_ceil((MOST_SUMS / len.max(1)).clamp(LEAST_PIECES, PIECES)).max(1)
 }
 
 /// Working memory of one thread.
-pub(super) struct Work {
-    gemm: [Scratch<f32>; 1],
+pub(super) struct Work<E> {
+    gemm: [Scratch<E>; 1],
+    pub(super) summing: Summing,
     /// Maps of one sample.
-    pub(super) bordered: Framed,
-    pub(super) spread: Framed,
-    pub(super) grad: Vec<f32>,
-    pub(super) map: Vec<f32>,
+    pub(super) bordered: Framed<E>,
+    pub(super) spread: Framed<E>,
+    pub(super) grad: Vec<E>,
+    pub(super) map: Vec<E>,
     /// Per channel.
     pub(super) scale: Vec<f32>,
     pub(super) shift: Vec<f32>,
@@ -38,15 +55,11 @@ pub(super) struct Work {
     pub(super) dots: Vec<f32>,
 }
 
-impl Workers {
+impl<E: Element> Workers<E> {
     pub(super) fn new(isa: Isa, threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("threads")?;
-        Ok(Self { isa, pool: Arc::new(pool), idle: Mutex::new(Vec::new()), shelf: Arc::default() })
-    }
-
-    /// Samples of a piece of a batch of `n`.
-    pub(super) fn samples(n: usize) -> usize {
-        n.div_ceil(PIECES).max(1)
+        let (shelf, maps) = (Arc::default(), Arc::default());
+        Ok(Self { isa, pool: Arc::new(pool), idle: Mutex::new(Vec::new()), shelf, maps })
     }
 
     /// Runs `program` with the pool's threads.
@@ -55,7 +68,7 @@ impl Workers {
     }
 
     /// Lends working memory.
-    pub(super) fn with<R>(&self, job: impl FnOnce(&mut Work) -> Result<R>) -> Result<R> {
+    pub(super) fn with<R>(&self, job: impl FnOnce(&mut Work<E>) -> Result<R>) -> Result<R> {
         let idle = || self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let borrowed = idle().pop();
         let mut work = match borrowed {
@@ -68,10 +81,11 @@ impl Workers {
     }
 }
 
-impl Work {
+impl<E: Element> Work<E> {
     fn new() -> Result<Self> {
         Ok(Self {
             gemm: [Scratch::new()?],
+            summing: Summing::default(),
             bordered: Framed::default(),
             spread: Framed::default(),
             grad: vec![],
@@ -85,10 +99,15 @@ impl Work {
 }
 
 /// A map that is written in the same places again and again, zero elsewhere.
-#[derive(Default)]
-pub(super) struct Framed {
-    values: Vec<f32>,
+pub(super) struct Framed<E> {
+    values: Vec<E>,
     of: Option<Places>,
+}
+
+impl<E> Default for Framed<E> {
+    fn default() -> Self {
+        Self { values: vec![], of: None }
+    }
 }
 
 /// What tells where a map is written.
@@ -101,29 +120,29 @@ pub(super) struct Places {
     pub(super) stride: usize,
 }
 
-impl Framed {
+impl<E: Element> Framed<E> {
     /// To write in these places, all of them.
-    pub(super) fn frame(&mut self, places: Places) -> &mut [f32] {
+    pub(super) fn frame(&mut self, places: Places) -> &mut [E] {
         if self.of != Some(places) {
             self.values.clear();
-            self.values.resize(places.map.pixels() * places.c, 0.0);
+            self.values.resize(places.map.pixels() * places.c, E::from_f32(0.0));
             self.of = Some(places);
         }
         &mut self.values
     }
 
-    pub(super) fn values(&self) -> &[f32] {
+    pub(super) fn values(&self) -> &[E] {
         &self.values
     }
 }
 
 /// A convolution of one sample whose border is in place.
-pub(super) fn convolve(
+fn convolve<E: Element>(
     isa: Isa,
-    gemm: &mut [Scratch<f32>; 1],
-    filter: &Filter,
-    input: &[f32],
-    output: &mut [f32],
+    gemm: &mut [Scratch<E>; 1],
+    filter: &Filter<E>,
+    input: &[E],
+    output: &mut [E],
 ) -> Result<()> {
     let g = filter.geometry();
     let (rows, c_in, c_out) =
@@ -152,16 +171,16 @@ pub(super) fn convolve(
     })?)
 }
 
-impl Work {
+impl<E: Element> Work<E> {
     /// [`convolve`] of `self.bordered` to `output`.
-    pub(super) fn forward(&mut self, isa: Isa, filter: &Filter, output: &mut [f32]) -> Result<()> {
+    pub(super) fn forward(&mut self, isa: Isa, filter: &Filter<E>, output: &mut [E]) -> Result<()> {
         convolve(isa, &mut self.gemm, filter, self.bordered.values(), output)
     }
 
     /// [`convolve`] of `self.spread` to `self.map`.
-    pub(super) fn backward(&mut self, isa: Isa, filter: &Filter) -> Result<()> {
+    pub(super) fn backward(&mut self, isa: Isa, filter: &Filter<E>) -> Result<()> {
         let g = filter.geometry();
-        self.map.resize(g.output.pixels() * g.c_out, 0.0);
+        self.map.resize(g.output.pixels() * g.c_out, E::from_f32(0.0));
         convolve(isa, &mut self.gemm, filter, self.spread.values(), &mut self.map)
     }
 }

@@ -10,7 +10,7 @@
 //! target share, `F_n` a block's share of its own cost; the bounds start at the target and open over the first third,
 //! `u = 0.33`.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 
@@ -27,23 +27,6 @@ pub fn distillation(student: &Tensor, teacher: &Tensor, temperature: f64) -> Res
     let student = log_softmax(&(student / temperature)?, D::Minus1)?;
     let divergence = (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)?.mean_all()?;
     Ok((divergence * (temperature * temperature))?)
-}
-
-/// How far the maps `[n, c, h, w]` of a student's stages are from its teacher's: `‖s − t‖² / ‖t‖²`, both over the batch, mean
-/// over the stages (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, without a regressor: the maps have one shape).
-///
-/// # Errors
-/// Other stages, or maps of another shape.
-pub fn feature_distance(student: &[Tensor], teacher: &[Tensor]) -> Result<Tensor> {
-    let shapes = |maps: &[Tensor]| maps.iter().map(|map| map.dims().to_vec()).collect::<Vec<_>>();
-    let (s, t) = (shapes(student), shapes(teacher));
-    ensure!(s == t && !s.is_empty(), "features: the student's stages are {s:?}, the teacher's {t:?}");
-    let distances = student.iter().zip(teacher).map(|(student, teacher)| {
-        let teacher = teacher.detach();
-        let size = f64::from(teacher.sqr()?.sum_all()?.to_scalar::<f32>()?).max(f64::MIN_POSITIVE);
-        Ok(((student - teacher)?.sqr()?.sum_all()? / size)?)
-    });
-    Ok(Tensor::stack(&distances.collect::<Result<Vec<_>>>()?, 0)?.mean_all()?)
 }
 
 /// Bounds on the blocks' shares when `progress` (`0..=1`) of the epochs are over and they open `until` a share of them:
@@ -69,31 +52,7 @@ pub fn cost_target(spent: &Spent, full: f64, target: f64, (lower, upper): (f64, 
 
 #[cfg(test)]
 mod tests {
-    use super::{bounds, feature_distance};
-    use candle_core::{Device, Tensor, Var};
-    use std::slice::from_ref;
-
-    #[test]
-    fn features_are_apart_by_the_mean_of_relative_distances() {
-        let map = |values: &[f32]| Tensor::from_slice(values, (1, 2, 1, 1), &Device::Cpu).unwrap();
-        let student = Var::from_tensor(&map(&[1.0, 2.0])).unwrap();
-        let teacher = map(&[3.0, 4.0]);
-        let apart = |student: &[Tensor], teacher: &[Tensor]| feature_distance(student, teacher).unwrap();
-        let number = |loss: &Tensor| loss.to_scalar::<f32>().unwrap();
-        // (2² + 2²) / 5².
-        let one = apart(from_ref(student.as_tensor()), from_ref(&teacher));
-        assert!((number(&one) - 0.32).abs() < 1e-6);
-        let both =
-            apart(&[student.as_tensor().clone(), teacher.clone()], &[teacher.clone(), teacher.clone()]);
-        assert!((number(&both) - 0.16).abs() < 1e-6, "the second stage is where it should be");
-        // 2 (s − t) / ‖t‖².
-        let grads = one.backward().unwrap();
-        let grad: Vec<f32> = grads.get(&student).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        assert!(grad.iter().all(|grad| (grad + 0.16).abs() < 1e-6), "{grad:?}");
-        let turned = teacher.reshape((1, 1, 2, 1)).unwrap();
-        let message = feature_distance(&[teacher], &[turned]).unwrap_err().to_string();
-        assert!(message.contains("[1, 2, 1, 1]") && message.contains("[1, 1, 2, 1]"), "{message}");
-    }
+    use super::bounds;
 
     #[test]
     fn bounds_open_from_the_target_over_a_third() {

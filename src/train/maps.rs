@@ -3,14 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Tensor;
-use laud_models::MapSize;
+use laud_models::{MapSize, MaxPoolSpec};
 
 use super::block::Residual;
 use super::decisions::PerGate;
 use super::layers::{Conv, Statistics};
-use super::pool::adaptive_mean;
+use super::pool::{adaptive_mean, max_pool};
 
 /// A map `[n, …]` in a layout of the implementation's own.
 #[derive(Clone)]
@@ -45,6 +45,13 @@ pub trait MapOps: Send + Sync {
         keep: &PerGate<Tensor>,
         statistics: Statistics,
     ) -> Result<Map>;
+    /// Max pooling; padding never wins.
+    fn max_pool(&self, map: &Map, pool: &MaxPoolSpec) -> Result<Map>;
+    /// How far a map is from another of its shape: `‖map − from‖² / ‖from‖²`, over the batch. No gradient reaches `from`.
+    ///
+    /// # Errors
+    /// Maps of different shapes.
+    fn distance(&self, map: &Map, from: &Map) -> Result<Tensor>;
     /// PyTorch's adaptive average pooling: `[n, cells, c]`, cells row by row.
     fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor>;
 }
@@ -76,8 +83,25 @@ impl MapOps for Plain {
         self.enter(&block.forward(&map.tensor, keep, statistics)?)
     }
 
+    fn max_pool(&self, map: &Map, pool: &MaxPoolSpec) -> Result<Map> {
+        self.enter(&max_pool(&map.tensor, pool)?)
+    }
+
+    fn distance(&self, map: &Map, from: &Map) -> Result<Tensor> {
+        let (map, from) = (&map.tensor, from.tensor.detach());
+        same_shape(map.dims(), from.dims())?;
+        let size = f64::from(from.sqr()?.sum_all()?.to_scalar::<f32>()?).max(f64::MIN_POSITIVE);
+        Ok(((map - from)?.sqr()?.sum_all()? / size)?)
+    }
+
     fn pool(&self, map: &Map, grid: MapSize) -> Result<Tensor> {
         let cells = adaptive_mean(&map.tensor, grid)?;
         Ok(cells.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
     }
+}
+
+/// Refuses a distance between maps of different shapes.
+pub(crate) fn same_shape(map: &[usize], from: &[usize]) -> Result<()> {
+    ensure!(map == from, "features: the student has a map {map:?}, the teacher {from:?}");
+    Ok(())
 }

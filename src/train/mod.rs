@@ -48,11 +48,12 @@ pub use course::{Course, EpochReport, Event, Precision, goes_on, steps_per_epoch
 pub use decisions::{BlockMargins, BlockMasks, Decisions, PerGate, Sampling};
 pub use init::{GateBias, initial_weights, is_gate};
 pub use layers::{Conv, Statistics};
-pub use loss::{bounds, cost_target, cross_entropy, distillation, feature_distance};
+pub use loss::{bounds, cost_target, cross_entropy, distillation};
+pub(crate) use maps::same_shape;
 pub use maps::{Map, MapOps, Plain};
 pub use network::{Activity, Evaluation, MaskedNetwork};
 pub use random::{random_images, random_weights};
-pub use recipe::{Recipe, Trained};
+pub use recipe::{MapElement, Recipe, Trained};
 pub use schedule::{cosine, exponential, lowered};
 pub use sgd::Sgd;
 pub use thin::thin;

@@ -11,7 +11,6 @@ use super::block::Block;
 use super::decisions::{BlockMargins, BlockMasks, Decisions, PerGate, bits, decide, margins};
 use super::layers::{Conv, Linear, Statistics, Weights};
 use super::maps::{Map, MapOps, Plain};
-use super::pool::max_pool;
 
 /// A network that computes everything and masks it.
 ///
@@ -105,9 +104,21 @@ impl MaskedNetwork {
         Ok(Activity { logits, keep, stages })
     }
 
-    /// What stages made of images in [`forward_train`](Self::forward_train), as `[n, c, h, w]`.
-    pub fn features(&self, activity: &Activity) -> Result<Vec<Tensor>> {
-        activity.stages.iter().map(|map| self.maps.leave(map)).collect()
+    /// How far stages are from those of a teacher in [`forward_train`](Self::forward_train): the mean of their
+    /// [distances](MapOps::distance) (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, without a regressor: the maps have
+    /// one shape).
+    ///
+    /// # Errors
+    /// Other stages, or maps of another shape.
+    pub fn feature_distance(&self, student: &Activity, teacher: &Activity) -> Result<Tensor> {
+        let (count, taught) = (student.stages.len(), teacher.stages.len());
+        ensure!(
+            count == taught && count > 0,
+            "features: the student has {count} stages, the teacher {taught}"
+        );
+        let pairs = student.stages.iter().zip(&teacher.stages);
+        let distances = pairs.map(|(student, teacher)| self.maps.distance(student, teacher));
+        Ok(Tensor::stack(&distances.collect::<Result<Vec<_>>>()?, 0)?.mean_all()?)
     }
 
     /// What the first block gets of `images [n, c, h, w]`.
@@ -208,7 +219,7 @@ impl Stem {
     pub(super) fn forward(&self, images: &Tensor, maps: &dyn MapOps, statistics: Statistics) -> Result<Map> {
         let x = maps.conv(&self.conv, &maps.enter(images)?, statistics)?;
         match &self.pool {
-            Some(pool) => maps.enter(&max_pool(&maps.leave(&x)?, pool)?),
+            Some(pool) => maps.max_pool(&x, pool),
             None => Ok(x),
         }
     }

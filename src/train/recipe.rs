@@ -25,6 +25,8 @@ pub struct Recipe {
     pub weight_decay: f64,
     /// Of everything random.
     pub seed: u64,
+    /// What maps and packed weights are stored as while learning.
+    pub dtype: MapElement,
     /// Shift by up to 4 pixels and mirror at random.
     pub augment: bool,
     /// Which weights move.
@@ -73,6 +75,18 @@ pub struct Recipe {
     pub official_ignore_gate_lr: bool,
 }
 
+/// What maps, packed weights and the gradients that convolutions read are stored as. Parameters, all other gradients and every
+/// sum are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MapElement {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// bfloat16: faster where the processor multiplies tiles of it.
+    Bf16,
+}
+
 /// Which weights move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -108,6 +122,7 @@ impl Default for Recipe {
             momentum: 0.9,
             weight_decay: 5e-5,
             seed: 0,
+            dtype: MapElement::F32,
             augment: true,
             train: Trained::All,
             batch_statistics: true,

@@ -12,7 +12,7 @@ use super::cost::Cost;
 use super::decisions::{Decisions, Sampling};
 use super::init::is_gate;
 use super::layers::Statistics;
-use super::loss::{bounds, cost_target, cross_entropy, distillation, feature_distance};
+use super::loss::{bounds, cost_target, cross_entropy, distillation};
 use super::maps::MapOps;
 use super::network::MaskedNetwork;
 use super::recipe::{Recipe, Trained};
@@ -276,8 +276,7 @@ impl Trainer {
                 losses.distillation = Some(loss);
             }
             if recipe.distill_features > 0.0 {
-                let (student, teacher) = (self.network.features(&activity)?, teacher.features(&taught)?);
-                let loss = feature_distance(&student, &teacher)?;
+                let loss = self.network.feature_distance(&activity, &taught)?;
                 total = (total + (&loss * recipe.distill_features)?)?;
                 losses.features = Some(loss);
             }
