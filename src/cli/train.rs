@@ -98,6 +98,9 @@ struct Changes {
     /// Weight of distillation [default: 0.5]
     #[arg(long, value_name = "W")]
     distill: Option<f64>,
+    /// Temperature of distillation [default: 4]
+    #[arg(long, value_name = "T")]
+    distill_temperature: Option<f64>,
     /// Weight of the distance between the stages of network and teacher [default: 0]
     #[arg(long, value_name = "W")]
     distill_features: Option<f64>,
@@ -116,7 +119,10 @@ struct Changes {
     /// Normalise with the stored statistics
     #[arg(long)]
     stored_statistics: bool,
-    /// Do not shift and mirror images
+    /// Least share of an image that is cropped at random and resized, instead of shifting it [default: 1, images are shifted]
+    #[arg(long, value_name = "SHARE")]
+    crop: Option<f64>,
+    /// Change images in no way: neither shift or crop nor mirror them
     #[arg(long)]
     no_augment: bool,
     /// Keep bias of fresh gates [default: 5 spatial, 2 channel]
@@ -145,11 +151,13 @@ impl Changes {
         }
         set(&mut recipe.epochs, self.epochs);
         set(&mut recipe.batch, self.batch);
+        set(&mut recipe.crop, self.crop);
         set(&mut recipe.gate_lr, self.gate_lr);
         set(&mut recipe.target_by, self.target_by);
         set(&mut recipe.bounds_until, self.bounds_until);
         set(&mut recipe.cost_weight, self.cost_weight);
         set(&mut recipe.distill, self.distill);
+        set(&mut recipe.distill_temperature, self.distill_temperature);
         set(&mut recipe.distill_features, self.distill_features);
         set(&mut recipe.gate_bias_spatial, self.gate_bias);
         set(&mut recipe.gate_bias_channel, self.gate_bias);

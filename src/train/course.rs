@@ -222,7 +222,11 @@ impl<'a> Course<'a> {
                 order = (epoch, self.data.shuffled(draw));
             }
             let first = step % per_epoch * recipe.batch;
-            let augment = if recipe.augment { Augment::ShiftAndMirror { draw } } else { Augment::Nothing };
+            let augment = match recipe.augment {
+                true if recipe.crop < 1.0 => Augment::CropAndMirror { draw, least: recipe.crop },
+                true => Augment::ShiftAndMirror { draw },
+                false => Augment::Nothing,
+            };
             let (images, labels) = self.batch(self.data, &order.1[first..first + recipe.batch], augment)?;
             let report = self.trainer.step(&images, &labels).with_context(|| self.last_good())?;
             step = report.step;

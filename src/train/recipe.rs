@@ -29,6 +29,8 @@ pub struct Recipe {
     pub dtype: MapElement,
     /// Shift by up to 4 pixels and mirror at random.
     pub augment: bool,
+    /// Least share of an image that is cropped at random instead, and resized; 1: it is shifted.
+    pub crop: f64,
     /// Which weights move.
     pub train: Trained,
     /// BatchNorm normalises with, and moves, the batch's statistics; else with the stored ones.
@@ -124,6 +126,7 @@ impl Default for Recipe {
             seed: 0,
             dtype: MapElement::F32,
             augment: true,
+            crop: 1.0,
             train: Trained::All,
             batch_statistics: true,
             labels: true,
@@ -203,6 +206,7 @@ impl Recipe {
         if let Some(target) = self.target {
             ensure!((0.0..=1.0).contains(&target), "target is {target}, a share in 0..=1 is needed");
         }
+        ensure!(self.crop > 0.0 && self.crop <= 1.0, "crop is {}, a share above 0 is needed", self.crop);
         ensure!(
             self.thin_images == 0 || self.target.is_some(),
             "thin_images is {}: gates that start at a target need one",

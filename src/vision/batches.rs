@@ -23,7 +23,7 @@ pub struct Batches {
 }
 
 /// How an image is changed at random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Augment {
     /// Not at all.
     Nothing,
@@ -33,6 +33,32 @@ pub enum Augment {
         /// A different number for every epoch.
         draw: u64,
     },
+    /// A random part of the whole image with sides 3 : 4 to 4 : 3, resized, and mirrored one time in two (Szegedy et al.,
+    /// "Going Deeper with Convolutions", 2015, section 6). The same `draw` gives the same change.
+    CropAndMirror {
+        /// A different number for every epoch.
+        draw: u64,
+        /// Least share of the image's pixels, `0..=1`.
+        least: f64,
+    },
+}
+
+/// Parts that are drawn before it is the largest square.
+const DRAWS: usize = 10;
+
+/// Corner and size of a random part.
+fn random_part(image: MapSize, least: f64, random: &mut Random) -> ((usize, usize), MapSize) {
+    let (log, pixels) = ((4.0f64 / 3.0).ln(), (image.h * image.w) as f64);
+    let mut within = |least: f64, most: f64| least + (most - least) * random.uniform();
+    let drawn = (0..DRAWS).find_map(|_| {
+        let (area, ratio) = (pixels * within(least, 1.0), within(-log, log).exp());
+        let (h, w) = ((area / ratio).sqrt().round() as usize, (area * ratio).sqrt().round() as usize);
+        ((1..=image.h).contains(&h) && (1..=image.w).contains(&w)).then_some(MapSize { h, w })
+    });
+    let side = image.h.min(image.w);
+    let part = drawn.unwrap_or(MapSize { h: side, w: side });
+    let corner = (random.below(image.w - part.w + 1), random.below(image.h - part.h + 1));
+    (corner, part)
 }
 
 impl Batches {
@@ -75,13 +101,19 @@ impl Batches {
         let values = self.preprocess.values();
         let mut images = vec![0.0; numbers.len() * values];
         images.par_chunks_mut(values).zip(numbers).try_for_each(|(out, &number)| {
+            let random = |draw| Random::new(Random::named(draw, "augment").next() ^ number as u64);
             let (shift, mirror) = match augment {
                 Augment::Nothing => ((SHIFT, SHIFT), false),
                 Augment::ShiftAndMirror { draw } => {
-                    let mut random = Random::named(draw, "augment");
-                    let mut random = Random::new(random.next() ^ number as u64);
+                    let mut random = random(draw);
                     let shift = (random.below(2 * SHIFT + 1), random.below(2 * SHIFT + 1));
                     (shift, random.uniform() < 0.5)
+                }
+                Augment::CropAndMirror { draw, least } => {
+                    let mut random = random(draw);
+                    let view = self.part(number, least, &mut random)?;
+                    self.write(&view, (SHIFT, SHIFT), random.uniform() < 0.5, out);
+                    return Ok(());
                 }
             };
             match self.cache.as_ref().map(|cache| cache.get(number)) {
@@ -102,6 +134,14 @@ impl Batches {
         self.preprocess.view(&sample.image).context(sample.name)
     }
 
+    /// A random part of an image.
+    fn part(&self, number: usize, least: f64, random: &mut Random) -> Result<RgbImage> {
+        let sample = self.data.get(number)?;
+        let size = MapSize { h: sample.image.height() as usize, w: sample.image.width() as usize };
+        let (corner, part) = random_part(size, least, random);
+        self.preprocess.part(&sample.image, corner, part).context(sample.name)
+    }
+
     /// Normalised planes of the view, moved by `shift − SHIFT`. What comes in is black.
     fn write(&self, view: &RgbImage, shift: (usize, usize), mirror: bool, out: &mut [f32]) {
         let MapSize { h, w } = self.preprocess.size();
@@ -118,5 +158,45 @@ impl Batches {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use laud_models::NetConfig;
+
+    #[test]
+    fn parts_lie_inside_and_are_as_large_as_asked_for() {
+        let mut random = Random::new(3);
+        for (h, w) in [(375, 500), (224, 224), (32, 32), (3, 40), (1, 1)] {
+            let image = MapSize { h, w };
+            for _ in 0..200 {
+                let ((x, y), part) = random_part(image, 0.4, &mut random);
+                assert!(
+                    part.w > 0 && part.h > 0 && x + part.w <= w && y + part.h <= h,
+                    "{part:?} of {h}×{w}"
+                );
+                let (share, ratio) =
+                    ((part.w * part.h) as f64 / (w * h) as f64, part.w as f64 / part.h as f64);
+                let whole = part.w == part.h && part.w == h.min(w);
+                assert!(whole || share > 0.36 && (0.72..1.4).contains(&ratio), "{part:?} of {h}×{w}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_draw_crops_the_same_part_every_time() {
+        let spec = NetConfig::from_json(r#"{"arch": "resnet20"}"#).unwrap().build().unwrap();
+        let batches = Batches::new(crate::zoo::cifar10_images().unwrap(), &spec.input).unwrap();
+        let load = |augment| batches.load(&[4, 7], augment).unwrap().0;
+        let crop = |draw, least| load(Augment::CropAndMirror { draw, least });
+        assert_eq!(crop(1, 0.5), crop(1, 0.5));
+        assert_ne!(crop(1, 0.5), crop(2, 0.5));
+        // Nothing but the whole image has all of its pixels: mirrored or not.
+        let (whole, plain) = (crop(5, 1.0), load(Augment::Nothing));
+        let line = &plain[..32];
+        let mirrored: Vec<f32> = line.iter().rev().copied().collect();
+        assert!(whole[..32] == *line || whole[..32] == mirrored);
     }
 }

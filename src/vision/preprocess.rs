@@ -85,6 +85,25 @@ impl Preprocess {
         Ok(view)
     }
 
+    /// `w × h` pixels of `image` from `(x, y)` on, resized to what the network reads.
+    ///
+    /// # Errors
+    /// No pixels, or some outside the image.
+    pub fn part(&self, image: &RgbImage, (x, y): (usize, usize), part: MapSize) -> Result<RgbImage> {
+        let (w, h) = (image.width() as usize, image.height() as usize);
+        let inside = x.saturating_add(part.w) <= w && y.saturating_add(part.h) <= h;
+        ensure!(
+            inside && part.w > 0 && part.h > 0,
+            "a part {}×{} from ({x}, {y}) of {w}×{h}",
+            part.w,
+            part.h
+        );
+        let part =
+            image::imageops::crop_imm(image, x as u32, y as u32, part.w as u32, part.h as u32).to_image();
+        let (w, h) = (self.size.w, self.size.h);
+        resample(&part, (w, Window::centre(w, w)), (h, Window::centre(h, h)))
+    }
+
     /// Prepares `image` as planes, `out[c][y][x]`.
     ///
     /// # Errors

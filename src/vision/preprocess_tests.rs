@@ -134,3 +134,21 @@ fn nonsense_is_an_error() {
     assert_eq!(error, "write_nchw: output holds 59 values, 3×4×5 needed");
     assert!(prepare.view(&RgbImage::new(0, 4)).is_err());
 }
+
+#[test]
+fn a_part_is_resized_to_what_the_network_reads() {
+    let spec = laud_models::NetConfig::from_json(r#"{"arch": "resnet20", "input_size": [4, 6]}"#)
+        .unwrap()
+        .build()
+        .unwrap();
+    let preprocess = Preprocess::new(&spec.input).unwrap();
+    let image = RgbImage::from_fn(12, 9, |x, y| image::Rgb([x as u8 * 10, y as u8 * 10, 7]));
+    let size = |w, h| laud_models::MapSize { h, w };
+    let part = preprocess.part(&image, (3, 2), size(6, 4)).unwrap();
+    assert_eq!(part, image::imageops::crop_imm(&image, 3, 2, 6, 4).to_image(), "nothing to resize");
+    let shrunk = preprocess.part(&image, (0, 0), size(12, 8)).unwrap();
+    assert_eq!((shrunk.width(), shrunk.height()), (6, 4));
+    assert!((40..=60).contains(&shrunk.get_pixel(2, 0).0[0]), "two columns are averaged");
+    assert!(preprocess.part(&image, (7, 0), size(6, 4)).unwrap_err().to_string().contains("12×9"));
+    assert!(preprocess.part(&image, (0, 0), size(0, 4)).is_err());
+}
