@@ -47,6 +47,24 @@ fn equals_the_definition_on_every_instruction_set() {
 }
 
 #[test]
+fn waiting_samples_are_finished_before_those_of_another_convolution() {
+    let (one, other) = (geometry((2, 2), 16, 16, 1, 1), geometry((2, 2), 16, 8, 1, 1));
+    let (values, mut sum) = (vec![bf16::ONE; 6 * 16], vec![0.0; one.weights()]);
+    let mut memory = Summing::default();
+    let isa = Isa(Kind::SoftTiles);
+    let add = |memory: &mut Summing, geometry, sum: &mut [f32]| {
+        memory.add(isa, FilterGrad { geometry, input: &values[..], grad: &values[..], sum })
+    };
+    add(&mut memory, one, &mut sum).unwrap();
+    let message = add(&mut memory, other, &mut sum).unwrap_err().to_string();
+    assert!(message.contains("wait to be finished"), "{message}");
+    memory.finish(isa, &mut sum).unwrap();
+    assert!(sum.iter().all(|&sum| sum == 4.0), "of the first alone");
+    add(&mut memory, other, &mut sum).unwrap();
+    assert!(memory.finish(isa, &mut sum[1..100]).unwrap_err().to_string().contains("sum holds"));
+}
+
+#[test]
 fn what_does_not_fit_is_an_error_that_names_it() {
     let fine = geometry((4, 4), 2, 3, 3, 1);
     let message = |geometry: ConvGeometry, input: usize, grad: usize, sum: usize| {

@@ -10,9 +10,10 @@
 )]
 
 use super::FilterGrad;
+use crate::error::require;
 use crate::simd::tiles::{DEPTH, Product, SIDE, Tiles};
 use crate::simd::{Simd, dispatch};
-use crate::{Buffer, ConvGeometry, DType, Element, Isa, Result};
+use crate::{Buffer, ConvGeometry, DType, Element, Error, Isa, Result};
 use half::bf16;
 
 /// Samples are taken together while their operands take no more.
@@ -99,15 +100,20 @@ impl Summing {
     /// convolution and sum.
     ///
     /// # Errors
-    /// As for [`run`](super::run), and where memory runs out.
+    /// As for [`run`](super::run), samples of another convolution that have not been finished, and where memory runs out.
     pub fn add<E: Element>(&mut self, isa: Isa, call: FilterGrad<'_, E>) -> Result<()> {
         if !isa.has_tiles() || E::DTYPE != DType::Bf16 {
             return super::run(isa, call);
         }
         call.check()?;
         let samples = match &self.waiting {
-            Some(Waiting { shape, samples }) if shape.geometry == call.geometry => *samples,
-            _ => 0,
+            Some(Waiting { shape, .. }) if shape.geometry != call.geometry => {
+                let geometry = format!("{}, not {}", shape.geometry, call.geometry);
+                let why = "samples of another convolution wait to be finished";
+                return Err(Error::Geometry { op: "filter_grad", why, geometry });
+            }
+            Some(Waiting { samples, .. }) => *samples,
+            None => 0,
         };
         let shape = Shape::new(call.geometry);
         let inputs = room(&mut self.inputs, shape.inputs(), "inputs of a gradient")?;
@@ -124,9 +130,10 @@ impl Summing {
     /// Adds what has not been added yet.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// A sum that is too small, and where memory runs out.
     pub fn finish(&mut self, isa: Isa, sum: &mut [f32]) -> Result<()> {
         let Some(Waiting { shape, samples }) = self.waiting.take() else { return Ok(()) };
+        require("filter_grad", "sum", sum.len(), &[shape.geometry.weights()], &shape.geometry)?;
         let (Some(inputs), Some(grads)) = (&self.inputs, &self.grads) else { return Ok(()) };
         let sums = room(&mut self.sums, 4 * SIDE * SIDE, "sums of tiles")?;
         let g = shape.geometry;

@@ -75,9 +75,10 @@ impl<E: Element> Workers<E> {
             Some(work) => work,
             None => Work::new()?,
         };
-        let outcome = job(&mut work);
+        let outcome = job(&mut work)?;
+        // After an error something may be left half done in it.
         idle().push(work);
-        outcome
+        Ok(outcome)
     }
 }
 
