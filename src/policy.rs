@@ -12,6 +12,9 @@
 //! | `random:0.5` | each unit with probability ½ |
 //! | `forced:0.5` | half of each gate's units, in blobs, the same for every image |
 //! | `always`, `never` | everything, nothing |
+//!
+//! In front of any of them stand early exits, joined by `+`: `exit:144:0.7+budget:0.6` looks at the image made 144×144
+//! pixels first, and goes on where its best class has a probability below 0.7. `exit:144:0.7` alone goes on with `learned`.
 
 use crate::calibrate::load;
 use crate::gate::{
@@ -20,7 +23,7 @@ use crate::gate::{
 };
 use crate::plan::{Setting, Spending, budget};
 use anyhow::{Context, Result, bail, ensure};
-use laud_models::NetSpec;
+use laud_models::{MapSize, NetSpec};
 use laud_predictor::DeviceKind;
 use laud_predictor::workload::DType;
 use std::path::Path;
@@ -40,7 +43,43 @@ pub struct Subject<'a> {
     pub kind: DeviceKind,
 }
 
-/// The policy that a text names.
+/// An early exit, as a policy's text names it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exit {
+    /// Size of the images that it looks at, pixels.
+    pub size: MapSize,
+    /// The least probability of its best class with which it answers, `0..=1`.
+    pub confidence: f32,
+}
+
+/// The early exits in front of a policy, and the policy's own text; `learned` where there is none.
+///
+/// # Errors
+/// A size or confidence that is missing or out of range.
+pub fn early_exits(text: &str) -> Result<(Vec<Exit>, &str)> {
+    let (mut exits, mut rest) = (Vec::new(), text);
+    while let Some(behind) = rest.strip_prefix("exit:") {
+        let (one, next) = behind.split_once('+').unwrap_or((behind, "learned"));
+        exits.push(exit(one).with_context(|| format!("policy {text}: exit:{one}"))?);
+        rest = next;
+    }
+    Ok((exits, rest))
+}
+
+fn exit(text: &str) -> Result<Exit> {
+    let (size, confidence) =
+        text.split_once(':').context("needs a size and a confidence, as in exit:144:0.7")?;
+    let side = |side: &str| -> Result<usize> {
+        let pixels = side.parse().ok().filter(|pixels| (1..=1 << 15).contains(pixels));
+        pixels.with_context(|| format!("`{size}` is not a size such as 144 or 96x128"))
+    };
+    let (h, w) = size.split_once(['x', '×']).unwrap_or((size, size));
+    let value = confidence.parse().ok().filter(|confidence| (0.0..=1.0).contains(confidence));
+    let confidence = value.with_context(|| format!("`{confidence}` is not a confidence in 0..=1"))?;
+    Ok(Exit { size: MapSize { h: side(h)?, w: side(w)? }, confidence })
+}
+
+/// The policy that a text names, without early exits: those are sessions, see [`early_exits`].
 ///
 /// # Errors
 /// A name that is none; a number or file that is missing, not needed or out of range; what does not fit the network.
@@ -71,6 +110,7 @@ fn find(text: &str, Subject { spec, seed, threads, dtype, kind }: Subject<'_>) -
         .with_context(|| file.display().to_string())
     };
     let policy: Box<dyn Policy> = match name {
+        "exit" => bail!("an early exit stands in front of a policy, where images are looked at"),
         "pruned" => return Ok(Box::new(ranked(ScoredBy::Usage)?)),
         "importance" => return Ok(Box::new(ranked(ScoredBy::Importance)?)),
         "budget" if value()?.ends_with("ms") => {
@@ -110,7 +150,8 @@ fn find(text: &str, Subject { spec, seed, threads, dtype, kind }: Subject<'_>) -
 }
 
 const UNKNOWN: &str = "no such policy; there are learned, threshold:T, topk:K|SHARE, budget:SHARE, budget:Nms:PROFILE, \
-    pruned:SHARE:SCORES, importance:SHARE:SCORES, random:RATE, forced:DENSITY, always and never";
+    pruned:SHARE:SCORES, importance:SHARE:SCORES, random:RATE, forced:DENSITY, always and never; exit:SIZE:CONFIDENCE+ in \
+    front of one leaves early";
 
 #[cfg(test)]
 mod tests {
@@ -146,6 +187,26 @@ mod tests {
         assert!(matches!(try_named("topk:1").unwrap().rule(), Rule::Top(Amount::Count(1))));
         assert!(matches!(try_named("topk:1.0").unwrap().rule(), Rule::Top(Amount::Share(1.0))));
         assert!(matches!(try_named("budget:0.7").unwrap().rule(), Rule::Paid(_)));
+    }
+
+    #[test]
+    fn early_exits_stand_in_front() {
+        let exit = |h, w, confidence| Exit { size: MapSize { h, w }, confidence };
+        assert_eq!(early_exits("budget:0.6").unwrap(), (vec![], "budget:0.6"));
+        assert_eq!(early_exits("exit:144:0.7").unwrap(), (vec![exit(144, 144, 0.7)], "learned"));
+        let two = early_exits("exit:96x128:0.9+exit:160:1+budget:8ms:a+b.json").unwrap();
+        assert_eq!(two, (vec![exit(96, 128, 0.9), exit(160, 160, 1.0)], "budget:8ms:a+b.json"));
+        for (text, words) in [
+            ("exit:144", "needs a size and a confidence"),
+            ("exit:0:0.5", "`0` is not a size"),
+            ("exit:144:2", "not a confidence in 0..=1"),
+            ("exit:144:nan", "not a confidence"),
+            ("exit:144:0.7+exit:x:0.5+learned", "`x` is not a size"),
+        ] {
+            let error = format!("{:#}", early_exits(text).unwrap_err());
+            assert!(error.contains(words) && error.contains(text), "{text}: {error}");
+        }
+        assert!(format!("{:#}", try_named("exit:144:0.7").err().unwrap()).contains("stands in front"));
     }
 
     #[test]

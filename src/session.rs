@@ -1,10 +1,13 @@
 //! [`Session`]: a network, its weights, a plan, a policy and a device, ready to infer.
 
+mod early_exit;
+
 use crate::exec::{Executor, Output, Request, Runnable, Weights};
 use crate::gate::{Learned, Policy};
 use crate::plan::ExecutionPlan;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
+use early_exit::{EarlyExit, EarlyExits};
 use laud_kernels::cuda::{Cuda, Driver, Precision, Toolchain};
 use laud_kernels::{Cpu, Isa};
 use laud_models::NetSpec;
@@ -18,11 +21,12 @@ use std::sync::Arc;
 /// in flight at the same time share the session's thread pool and its weights, and each has memory of its own, which
 /// is made at first use and kept. After the first inference of a batch size, an inference with a reused [`Output`]
 /// allocates nothing, apart from the pool's own queue, which takes a block of memory for every few dozen inferences
-/// started from outside the pool.
+/// started from outside the pool, and from resizing for early exits.
 pub struct Session {
     spec: Arc<NetSpec>,
     runnable: Box<dyn Runnable>,
     policy: Box<dyn Policy>,
+    exits: EarlyExits,
 }
 
 /// Where to run.
@@ -122,6 +126,7 @@ pub struct SessionBuilder {
     toolchain: Toolchain,
     plan: Option<ExecutionPlan>,
     policy: Box<dyn Policy>,
+    exits: Vec<EarlyExit>,
 }
 
 impl SessionBuilder {
@@ -174,17 +179,34 @@ impl SessionBuilder {
     }
 
     /// Who decides what is computed; default [`Learned`].
-    pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
-        self.policy = Box::new(policy);
+    pub fn policy(self, policy: impl Policy + 'static) -> Self {
+        self.boxed_policy(Box::new(policy))
+    }
+
+    /// The same with a policy whose type is not known, as [`policy::named`](crate::policy::named) gives it.
+    pub fn boxed_policy(mut self, policy: Box<dyn Policy>) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Asks `session` first, with the images resized to what it reads, and takes its answer where the probability of its
+    /// best class is at least `confidence`, `0..=1`; only the other images go on. Often `session` is the same network on
+    /// smaller images: a self-cascade (Wang et al., "Wisdom of Committees", ICLR 2022). Exits are asked in
+    /// the order in which they are added, each with its own policy and plan. It has weights of its own, so that the same
+    /// network twice takes twice the memory.
+    pub fn early_exit(mut self, session: Session, confidence: f32) -> Self {
+        self.exits.push(EarlyExit { session, confidence });
         self
     }
 
     /// Reads the weights and makes the session.
     ///
     /// # Errors
-    /// When a weight is missing or does not fit, the device is not there, or the plan is about another network.
+    /// When a weight is missing or does not fit, the device is not there, the plan is about another network, or an early
+    /// exit tells other classes or has its images prepared otherwise.
     pub fn build(self, weights: &dyn Weights) -> Result<Session> {
-        let Self { spec, device, element, threads, pool, isa, cuda, toolchain, plan, policy } = self;
+        let Self { spec, device, element, threads, pool, isa, cuda, toolchain, plan, policy, exits } = self;
+        let exits = EarlyExits::new(&spec, exits)?;
         let spec = Arc::new(spec);
         let plan = plan.unwrap_or_else(|| ExecutionPlan::sparse(&spec));
         let cuda = match (cuda, device) {
@@ -194,7 +216,7 @@ impl SessionBuilder {
         if let Some(driver) = cuda {
             let cuda = Cuda::new(driver, element.precision());
             let runnable = Box::new(Executor::prepare(spec.clone(), cuda, weights, plan)?);
-            return Ok(Session { spec, runnable, policy });
+            return Ok(Session { spec, runnable, policy, exits });
         }
         let isa = isa.map_or_else(|| Ok(element.best_isa()), |name| Isa::named(&name))?;
         let pool = match (pool, threads) {
@@ -216,7 +238,7 @@ impl SessionBuilder {
                 bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device")
             }
         };
-        Ok(Session { spec, runnable, policy })
+        Ok(Session { spec, runnable, policy, exits })
     }
 }
 
@@ -245,6 +267,7 @@ impl Session {
             toolchain: Toolchain::default(),
             plan: None,
             policy: Box::new(Learned),
+            exits: Vec::new(),
         }
     }
 
@@ -266,7 +289,8 @@ impl Session {
     /// Infers `batch` images, `[n, c, h, w]` prepared as the weights expect.
     ///
     /// # Errors
-    /// When there are too few or too many values, one is not finite, or memory runs out.
+    /// When there are too few or too many values, one is not finite, feature maps are asked for that samples which leave
+    /// early do not have, or memory runs out.
     pub fn infer(&self, images: &[f32], batch: usize) -> Result<Output> {
         let mut output = Output::default();
         self.infer_into(Request { images, batch, features: false, masks: false, timed: false }, &mut output)?;
@@ -281,16 +305,16 @@ impl Session {
         self.infer_with(request, &*self.policy, output)
     }
 
-    /// The same with another policy than the session's.
+    /// The same with another policy than the session's; early exits keep theirs.
     ///
     /// # Errors
     /// As [`infer`](Self::infer).
     pub fn infer_with(&self, request: Request<'_>, policy: &dyn Policy, output: &mut Output) -> Result<()> {
         self.check(request)?;
-        self.runnable.infer(request, policy, output)
+        self.through(request, output, |request, output| self.runnable.infer(request, policy, output))
     }
 
-    /// The same by another plan than the session's.
+    /// The same by another plan than the session's; early exits keep theirs.
     ///
     /// # Errors
     /// As [`infer`](Self::infer); when the plan is about another network.
@@ -302,7 +326,20 @@ impl Session {
         output: &mut Output,
     ) -> Result<()> {
         self.check(request)?;
-        self.runnable.infer_by(plan, request, policy, output)
+        self.through(request, output, |request, output| self.runnable.infer_by(plan, request, policy, output))
+    }
+
+    /// Through the early exits, if there are any, and `full` behind them.
+    fn through(
+        &self,
+        request: Request<'_>,
+        output: &mut Output,
+        full: impl FnOnce(Request<'_>, &mut Output) -> Result<()>,
+    ) -> Result<()> {
+        match self.exits.is_empty() {
+            true => full(request, output),
+            false => self.exits.infer(&self.spec, request, output, full),
+        }
     }
 
     fn check(&self, request: Request<'_>) -> Result<()> {

@@ -55,6 +55,31 @@ fn eval_says_where_skipping_differs() {
 }
 
 #[test]
+fn eval_counts_who_leaves_early() {
+    let line = format!("eval --model cifar_resnet20 --data {}", cifar());
+    let report = prints_json(&format!("{line} --policy exit:24:0.9 --batch 5 --json"));
+    let (exit, macs) = (&report["exits"][0], &report["macs"]);
+    let answered = exit["answered"].as_u64().unwrap();
+    assert_eq!((exit["images"].as_u64(), exit["size"]["h"].as_u64()), (Some(32), Some(24)));
+    assert!(answered > 0 && answered < 32, "{report}");
+    // 24 × 24 pixels are 9 sixteenths of 32 × 32; the classifier costs next to nothing.
+    let share = macs["done"].as_f64().unwrap() / macs["dense"].as_f64().unwrap();
+    let expected = 9.0 / 16.0 + (32 - answered) as f64 / 32.0;
+    assert!((share - expected).abs() < 1e-3, "{share} {expected}");
+    let stayed = report["computed"]["blocks"].as_f64().unwrap();
+    assert!((stayed - (32 - answered) as f64 / 32.0).abs() < 1e-9, "{report}");
+    assert!(report["static"]["top1"].as_f64().unwrap() > 0.85 && report["policy"] == "exit:24:0.9");
+    let text = prints(&format!("{line} --policy exit:24:0.9"));
+    assert!(text.contains(&format!("24×24 answers {answered} of 32")) && text.contains("mean"), "{text}");
+    // Gates of an exit are decided by the same policy.
+    let gated = prints_json(&format!("{line} --policy exit:24:1+topk:0.25 --json"));
+    assert_eq!(gated["exits"][0]["answered"], 0);
+    fails(&format!("{line} --policy exit:24"), &["--policy", "exit:24", "needs a size and a confidence"]);
+    fails(&format!("{line} --policy exit:0:0.5"), &["`0` is not a size"]);
+    fails("bench --model cifar_resnet20 --policy exit:24:0.5", &["bench knows no early exits"]);
+}
+
+#[test]
 fn rank_measures_what_policies_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();

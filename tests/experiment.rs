@@ -13,7 +13,7 @@ use crate::evaluate::cifar;
 
 fn grid(folder: &Path, more: &str) -> String {
     let text = format!(
-        "data = \"{}\"\nlimit = 6\npolicies = [\"always\", \"random:0.5\", \"topk:0.5\"]\n{more}\n\
+        "data = \"{}\"\nlimit = 6\npolicies = [\"always\", \"random:0.5\", \"topk:0.5\", \"exit:24:0.9\"]\n{more}\n\
          [[models]]\nmodel = \"cifar_resnet20\"\nmode = \"spatial\"\ngranularity = [\"4-2-1\", \"2\"]\n\
          [[models]]\nmodel = \"cifar_resnet20\"\n",
         cifar()
@@ -34,35 +34,38 @@ fn a_grid_is_evaluated_once_and_becomes_a_page_and_advice() {
     let file = grid(folder.path(), "seeds = [0, 1]\npictures = 1");
     let plan = prints(&format!("experiment {file} --dry-run"));
     // Untrained gates differ by seed; the network without any is one.
-    assert_eq!(plan.matches("·  ").count() / 2, 13, "{plan}");
+    assert_eq!(plan.matches("·  ").count() / 2, 18, "{plan}");
     assert_eq!(files_in(folder.path()), ["grid.toml"]);
 
     let file = grid(folder.path(), "pictures = 1");
     let text = prints(&format!("experiment {file}"));
-    assert!(text.contains("7 evaluations, 0 of them done") && text.contains("[7/7]"), "{text}");
+    assert!(text.contains("10 evaluations, 0 of them done") && text.contains("[10/10]"), "{text}");
     let found = rows(folder.path());
-    assert_eq!(found.len(), 7);
+    assert_eq!(found.len(), 10);
     for row in &found {
         let origin = &row["origin"];
         assert!(origin["commit"].as_str().is_some_and(|commit| !commit.is_empty()), "{row}");
         assert_eq!((origin["profile"].is_null(), row["found"]["images"].as_u64()), (true, Some(6)));
         let gated = row["cell"]["mode"] == "spatial";
         assert_eq!(row["pictures"].as_array().map_or(0, Vec::len), usize::from(gated));
-        assert_eq!((row["cell"]["policy"] == "static", row["found"]["static"].is_null()), (!gated, !gated));
+        let policy = row["cell"]["policy"].as_str().unwrap();
+        assert_eq!(policy == "static", row["found"]["static"].is_null());
+        assert!(gated || ["static", "exit:24:0.9"].contains(&policy), "{policy}");
+        assert_eq!(row["found"]["exits"].is_null(), !policy.starts_with("exit:"));
     }
-    assert!(prints(&format!("experiment {file}")).contains("7 evaluations, 7 of them done"));
+    assert!(prints(&format!("experiment {file}")).contains("10 evaluations, 10 of them done"));
     assert_eq!(rows(folder.path()), found);
 
     let (results, page) = (folder.path().join("grid.jsonl"), folder.path().join("page.html"));
     let (results, page) = (results.display(), page.display().to_string());
     prints(&format!("report {results} --out {page} --deadline 50ms --title Numbers"));
     let html = fs::read_to_string(&page).unwrap();
-    assert_eq!((html.matches("<svg").count(), html.matches("<img").count()), (4, 6));
+    assert_eq!((html.matches("<svg").count(), html.matches("<img").count()), (4, 8));
     assert!(html.contains("<h1>Numbers</h1>") && html.contains("topk:0.5") && !html.contains("<script"));
 
     let line = format!("advise --results {results} --budget");
     let text = prints(&format!("{line} 10s"));
-    assert!(text.contains("the most accurate of 7 measured points"), "{text}");
+    assert!(text.contains("the most accurate of 10 measured points"), "{text}");
     // Whether anything is faster and worse is a matter of the machine's load.
     let front = prints_json(&format!("{line} 10s --json"));
     assert_eq!(text.contains("points per ms"), front["front"].as_array().unwrap().len() > 1, "{text}");
@@ -96,8 +99,8 @@ fn what_is_killed_goes_on_where_it_was() {
     let text = fs::read_to_string(&target).unwrap();
     fs::write(&target, format!("{text}{{\"cell\": {{\"mod")).unwrap();
     let text = prints(&format!("experiment {file}"));
-    assert!(text.contains(&format!("7 evaluations, {before} of them done")), "{text}");
-    assert_eq!(rows(folder.path()).len(), 7);
+    assert!(text.contains(&format!("10 evaluations, {before} of them done")), "{text}");
+    assert_eq!(rows(folder.path()).len(), 10);
 }
 
 #[test]

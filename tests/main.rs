@@ -6,7 +6,7 @@
 //! `cuda_tiles` what its predictor counts with is what is launched ·
 //! `parity` the executor against the oracle, over named and generated networks ·
 //! `session` a session as its users have it: threads, memory used again, bad input ·
-//! `policies` skip policies by name, run ·
+//! `policies` skip policies by name, run · `early_exits` samples that smaller images answer ·
 //! `cli` the program from outside · `bad_input` the same with files that are damaged or do not fit ·
 //! `evaluate` what it measures on labelled images ·
 //! `experiment` grids of that, pages and advice made of them ·
@@ -28,6 +28,7 @@ mod course;
 mod cuda;
 mod cuda_calibrate;
 mod cuda_tiles;
+mod early_exits;
 mod evaluate;
 mod execute;
 mod executor_fixtures;

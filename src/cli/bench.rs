@@ -81,6 +81,7 @@ const PROFILED: usize = 15;
 
 impl Bench {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
+        self.force.no_exits("bench")?;
         let model = self.model.resolve(&self.force)?;
         ensure!(
             model.is_gated() || !self.beside_static,

@@ -4,10 +4,12 @@ use super::model::Model;
 use super::toolchain::ToolchainArgs;
 use anyhow::{Context, Result};
 use clap::Args;
+use laud::gate::{Learned, Policy};
 use laud::plan::ExecutionPlan;
+use laud::policy::Exit;
 use laud::predictor::DeviceKind;
 use laud::predictor::workload::DType;
-use laud::{Device, Element, Session};
+use laud::{Device, Element, Session, SessionBuilder};
 use laud_kernels::cuda::Driver;
 use laud_models::NetSpec;
 use std::path::PathBuf;
@@ -96,15 +98,35 @@ impl DeviceArgs {
 impl Builder<'_> {
     /// A session for `model`.
     pub(super) fn session(&self, model: &Model) -> Result<Session> {
-        self.build(model, model.spec.clone(), self.plan.clone())
+        self.leaving_early(model, &[], &|_| Ok(Box::new(Learned)))
+    }
+
+    /// The same with early exits in front, which decide by what `policy` gives for their network.
+    pub(super) fn leaving_early(
+        &self,
+        model: &Model,
+        exits: &[Exit],
+        policy: &dyn Fn(&NetSpec) -> Result<Box<dyn Policy>>,
+    ) -> Result<Session> {
+        let exit = |exit: &Exit| {
+            let spec = model.resized(exit.size)?;
+            let policy = policy(&spec)?;
+            let session = self.start(model, spec, None)?.boxed_policy(policy);
+            Ok((session.build(&*model.weights()?).with_context(|| model.label.clone())?, exit.confidence))
+        };
+        let exits = exits.iter().map(exit).collect::<Result<Vec<_>>>()?;
+        let session = self.start(model, model.spec.clone(), self.plan.clone())?;
+        let session = exits.into_iter().fold(session, |session, (exit, sure)| session.early_exit(exit, sure));
+        session.build(&*model.weights()?).with_context(|| model.label.clone())
     }
 
     /// A session for the same weights without any gate: what a dynamic network is compared with.
     pub(super) fn static_session(&self, model: &Model) -> Result<Session> {
-        self.build(model, model.spec.without_gates(), None)
+        let session = self.start(model, model.spec.without_gates(), None)?;
+        session.build(&*model.weights()?).with_context(|| model.label.clone())
     }
 
-    fn build(&self, model: &Model, spec: NetSpec, plan: Option<ExecutionPlan>) -> Result<Session> {
+    fn start(&self, model: &Model, spec: NetSpec, plan: Option<ExecutionPlan>) -> Result<SessionBuilder> {
         let mut builder = Session::builder(spec).device(self.args.device.clone()).element(self.args.dtype);
         builder = match &self.pool {
             Some(pool) => builder.pool(pool.clone()),
@@ -121,7 +143,7 @@ impl Builder<'_> {
             plan.check(&model.spec).with_context(|| file.display().to_string())?;
             builder = builder.plan(plan);
         }
-        builder.build(&*model.weights()?).with_context(|| model.label.clone())
+        Ok(builder)
     }
 }
 

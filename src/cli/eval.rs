@@ -7,12 +7,13 @@ use super::model::{Model, ModelArgs};
 use super::output::{Table, json, ms, percent, save, si, speed};
 use super::profile;
 use super::run::{class_name, densities_line, head};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use laud::Session;
-use laud::evaluate::{Compared, Contest, Evaluation, Forecast, Latency, evaluate};
+use laud::evaluate::{Compared, Contest, Evaluation, ExitShare, Forecast, Latency, evaluate};
 use laud::gate::Policy;
 use laud::plan::{ExecutionPlan, Setting};
+use laud_models::NetSpec;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -51,9 +52,17 @@ impl Eval {
         let data = self.data.open()?;
         let images = self.data.images(&data, &model.spec)?;
         let builder = self.device.builder()?;
-        let session = builder.session(&model)?;
-        let plain = model.is_gated().then(|| builder.static_session(&model)).transpose()?;
-        let policy = self.force.policy(&model.spec, images.batch(), self.force.single()?, &self.device)?;
+        let exits = self.force.exits()?;
+        ensure!(
+            exits.is_empty() || self.predict.is_none(),
+            "--predict: what images leave early is not predicted; take a policy without exit"
+        );
+        let (density, batch) = (self.force.single()?, images.batch());
+        let decider = |spec: &NetSpec| self.force.policy(spec, batch, density, &self.device);
+        let policy = decider(&model.spec)?;
+        let session = builder.leaving_early(&model, &exits, &decider)?;
+        let adaptive = model.is_gated() || !exits.is_empty();
+        let plain = adaptive.then(|| builder.static_session(&model)).transpose()?;
         let profile = self.predict.as_deref().map(|file| profile::load_for(file, &self.device));
         let profile = profile.transpose()?;
         let plan = match self.device.plan()? {
@@ -108,27 +117,25 @@ impl Eval {
         writeln!(out, "  top-1   {}  ±{:.1} (95 %){other}", percent(found.top1), 100.0 * error)?;
         writeln!(out, "  top-5   {}", percent(found.top5))?;
         let times = |latency: &Latency| {
-            let Latency { p50, p95, p99, .. } = latency;
-            format!("{}  p95 {}  p99 {}", ms(*p50), ms(*p95), ms(*p99))
+            let Latency { mean, p50, p95, p99, .. } = latency;
+            // With early exits the median is of those that leave, or of those that stay.
+            let mean =
+                if found.exits.is_empty() { String::new() } else { format!("mean {}  p50 ", ms(*mean)) };
+            format!("{mean}{}  p95 {}  p99 {}", ms(*p50), ms(*p95), ms(*p99))
         };
         let batches = match found.batch {
             1 => "an image".to_owned(),
             batch => format!("an image, in batches of {batch}"),
         };
-        let other = against(&|compared| {
-            format!(
-                "{}  {}",
-                times(&compared.latency_ms),
-                speed(compared.latency_ms.p50 / found.latency_ms.p50)
-            )
-        });
+        let faster = found.speedup().map_or(String::new(), speed);
+        let other = against(&|compared| format!("{}  {faster}", times(&compared.latency_ms)));
         writeln!(out, "  time    {} {batches}{other}", times(&found.latency_ms))?;
         if let Some(predicted) = &found.predicted_ms {
             let off = percent(predicted.mean / found.latency_ms.mean - 1.0);
             writeln!(out, "  predicted {}  ·  mean off by {off}", times(predicted))?;
         }
         let macs = found.macs;
-        if !model.is_gated() {
+        if compared.is_none() {
             return Ok(writeln!(out, "  MACs    {}", si(macs.dense))?);
         }
         let share = percent(macs.done / macs.dense);
@@ -139,6 +146,11 @@ impl Eval {
             si(macs.dense),
             si(macs.most)
         )?;
+        for exit in &found.exits {
+            let ExitShare { size, images, answered } = exit;
+            let percent = percent(*answered as f64 / (*images).max(1) as f64);
+            writeln!(out, "  exit    {}×{} answers {answered} of {images} ({percent})", size.h, size.w)?;
+        }
         let mut parts = vec![format!("blocks {}", percent(found.computed.blocks))];
         let has = |kind: fn(&laud_models::BlockSpec) -> bool| model.spec.blocks.iter().any(kind);
         if has(|block| block.gate.spatial.as_ref().is_some_and(|gate| !gate.layer)) {
@@ -169,7 +181,7 @@ impl Eval {
             "model": model.spec.name,
             "weights": model.weights_kind(),
             "device": session.describe(),
-            "policy": policy.name(),
+            "policy": self.force.title(policy),
             "data": self.data.data,
             "density": self.force.density.first(),
         });

@@ -13,9 +13,10 @@ use grid::{Experiment, Place, Variant};
 use laud::Session;
 use laud::calibrate::{device_facts, kernel_hash, load, today};
 use laud::evaluate::{Cell, Contest, Forecast, Images, Origin, Results, Row, evaluate};
+use laud::gate::{Always, Policy};
 use laud::kernels::Isa;
 use laud::plan::{ExecutionPlan, Setting};
-use laud::policy::{Subject, named};
+use laud::policy::{Exit, Subject, early_exits, named};
 use laud::predictor::profile::Profile;
 use laud::vision::Dataset;
 use laud_models::NetSpec;
@@ -86,10 +87,9 @@ impl ExperimentArgs {
             common.images(&variant.model.spec).with_context(|| file.display().to_string())?;
             for place in grid.places() {
                 for (policy, seed) in variant.policies(&grid) {
-                    common
-                        .check(variant, &place, &policy, seed)
-                        .with_context(|| file.display().to_string())?;
-                    cells.push((variant, place.clone(), common.cell(variant, &place, &policy, seed)));
+                    let cell = common.cell(variant, &place, &policy, seed);
+                    check(variant, &cell).with_context(|| file.display().to_string())?;
+                    cells.push((variant, place.clone(), cell));
                 }
             }
         }
@@ -104,7 +104,7 @@ impl ExperimentArgs {
         let count = cells.len();
         cells.retain(|(.., cell)| !done.iter().any(|row| row.cell == *cell));
         writeln!(out, "{}: {count} evaluations, {} of them done", target.display(), count - cells.len())?;
-        let mut bench: Option<(Bench<'_>, (String, Place, u64))> = None;
+        let mut bench: Option<(Bench<'_>, (String, Place, u64, String))> = None;
         for (at, (variant, place, cell)) in cells.iter().enumerate() {
             let number = count - cells.len() + at + 1;
             let place_text = format!("{}, {} × {}", cell.device, cell.threads, cell.dtype);
@@ -118,28 +118,31 @@ impl ExperimentArgs {
                 continue;
             };
             out.flush()?;
-            // Sessions are made again when anything but the policy changes.
-            let seed = if variant.model.attached { cell.seed } else { 0 };
-            let key = (variant.label.clone(), place.clone(), seed);
+            // Sessions are made again when anything but the policy behind early exits changes.
+            let (exits, _) = early_exits(&cell.policy)?;
+            let seed = if variant.model.attached || !exits.is_empty() { cell.seed } else { 0 };
+            let leaving = if exits.is_empty() { "" } else { &*cell.policy };
+            let key = (variant.label.clone(), place.clone(), seed, leaving.to_owned());
             if bench.as_ref().is_none_or(|(_, made)| *made != key) {
                 // The one before is given back first.
                 drop(bench.take());
                 let args = DeviceArgs::of(&place.device, place.threads, &place.dtype)?;
-                bench = Some((Bench::new(variant.of_seed(seed), &args.builder()?)?, key));
+                let decider = |spec: &NetSpec| policy(cell, spec, &args);
+                let bench_of = Bench::new(variant.of_seed(seed), &args.builder()?, &exits, &decider);
+                bench = Some((bench_of?, key));
             }
             let Some((ready, _)) = &bench else { continue };
             let row = common
                 .evaluate(ready, cell, &target)
                 .with_context(|| format!("{}, {}", variant.label, cell.policy))?;
-            let speed =
-                row.found.compared.as_ref().map(|other| other.latency_ms.p50 / row.found.latency_ms.p50);
+            let speed = row.found.speedup();
             let speed = speed.map_or(String::new(), |speed| format!(", {speed:.2}× the static speed"));
             writeln!(
                 out,
                 ":  top-1 {}, {} of the MACs, {}{speed}",
                 percent(row.found.top1),
                 percent(row.macs()),
-                ms(row.found.latency_ms.p50)
+                ms(row.found.typical_ms())
             )?;
             out.flush()?;
             results.push(row)?;
@@ -152,9 +155,15 @@ impl ExperimentArgs {
 }
 
 impl<'a> Bench<'a> {
-    fn new(model: &'a Model, builder: &Builder<'_>) -> Result<Self> {
-        let session = builder.session(model)?;
-        let plain = model.is_gated().then(|| builder.static_session(model)).transpose()?;
+    fn new(
+        model: &'a Model,
+        builder: &Builder<'_>,
+        exits: &[Exit],
+        decider: &dyn Fn(&NetSpec) -> Result<Box<dyn Policy>>,
+    ) -> Result<Self> {
+        let session = builder.leaving_early(model, exits, decider)?;
+        let adaptive = model.is_gated() || !exits.is_empty();
+        let plain = adaptive.then(|| builder.static_session(model)).transpose()?;
         Ok(Self { model, session, plain })
     }
 }
@@ -183,28 +192,17 @@ impl Common<'_> {
         }
     }
 
-    /// Whether the policy fits the network and the device is one.
-    fn check(&self, variant: &Variant, place: &Place, policy: &str, seed: u64) -> Result<()> {
-        let args = DeviceArgs::of(&place.device, place.threads, &place.dtype)?;
-        if policy != grid::STATIC {
-            let (spec, dtype, kind) = (&variant.model.spec, args.dtype(), args.kind());
-            let subject = Subject { spec, seed, threads: place.threads, dtype, kind };
-            named(policy, subject).with_context(|| format!("policies: {}", variant.label))?;
-        }
-        Ok(())
-    }
-
     fn evaluate(&self, bench: &Bench<'_>, cell: &Cell, results: &std::path::Path) -> Result<Row> {
         let Bench { model, session, plain } = bench;
         let spec = &model.spec;
         let images = self.images(spec)?;
         let args = DeviceArgs::of(&cell.device, cell.threads, &cell.dtype)?;
         let (dtype, kind, threads) = (args.dtype(), args.kind(), cell.threads);
-        let text = if cell.policy == grid::STATIC { "always" } else { &cell.policy };
-        let policy = named(text, Subject { spec, seed: cell.seed, threads, dtype, kind })?;
+        let policy = policy(cell, spec, &args)?;
         let plan = ExecutionPlan::sparse(spec);
-        // A profile says nothing about other devices and types than its own.
-        let profile = self.profile.filter(|profile| profile.check_use(kind, dtype).is_ok());
+        // A profile says nothing about other devices and types than its own, nor about what leaves early.
+        let leaving = cell.policy.starts_with("exit:");
+        let profile = self.profile.filter(|profile| !leaving && profile.check_use(kind, dtype).is_ok());
         let forecast = profile.map(|profile| {
             let setting = Setting::of(profile, threads, dtype);
             Forecast { profile, plan: &plan, setting }
@@ -241,6 +239,28 @@ impl Common<'_> {
         };
         Ok(Row { cell: cell.clone(), origin, found, pictures })
     }
+}
+
+/// Whether the policy fits the network, early exits included, and the device is one.
+fn check(variant: &Variant, cell: &Cell) -> Result<()> {
+    let args = DeviceArgs::of(&cell.device, cell.threads, &cell.dtype)?;
+    let fits = || {
+        policy(cell, &variant.model.spec, &args)?;
+        for exit in early_exits(&cell.policy)?.0 {
+            policy(cell, &variant.model.resized(exit.size)?, &args)?;
+        }
+        anyhow::Ok(())
+    };
+    fits().with_context(|| format!("policies: {}", variant.label))
+}
+
+/// Who decides in a network, behind any early exits.
+fn policy(cell: &Cell, spec: &NetSpec, args: &DeviceArgs) -> Result<Box<dyn Policy>> {
+    if cell.policy == grid::STATIC {
+        return Ok(Box::new(Always));
+    }
+    let (dtype, kind) = (args.dtype(), args.kind());
+    named(early_exits(&cell.policy)?.1, Subject { spec, seed: cell.seed, threads: cell.threads, dtype, kind })
 }
 
 /// Whether a profile says anything about one of the grid's devices and types.

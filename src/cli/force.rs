@@ -1,10 +1,10 @@
 //! `--density`, `--pattern`, `--seed`: decisions that are forced instead of learned.
 
 use super::device::DeviceArgs;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use laud::gate::{Given, Pattern, Policy};
-use laud::policy::{Subject, named};
+use laud::policy::{Exit, Subject, early_exits, named};
 use laud_models::NetSpec;
 
 #[derive(Args)]
@@ -14,7 +14,8 @@ pub(super) struct ForceArgs {
     #[arg(long, value_name = "D", value_delimiter = ',', value_parser = super::parse::density)]
     pub(super) density: Vec<f64>,
     /// Who decides: learned, threshold:T, topk:K|SHARE, budget:SHARE (of the multiply-accumulates),
-    /// budget:Nms:PROFILE, pruned:SHARE:SCORES or importance:SHARE:SCORES (see rank), random:RATE, always or never
+    /// budget:Nms:PROFILE, pruned:SHARE:SCORES or importance:SHARE:SCORES (see rank), random:RATE, always or never; with
+    /// exit:SIZE:CONFIDENCE+ in front, images that are plain at that size leave early
     #[arg(long, value_name = "NAME", default_value = "learned", conflicts_with = "density")]
     policy: String,
     /// How forced patches lie on the map
@@ -45,7 +46,8 @@ impl ForceArgs {
         let Some(density) = density else {
             let (threads, dtype, kind) = (device.threads(), device.dtype(), device.kind());
             let subject = Subject { spec, seed: self.seed, threads, dtype, kind };
-            return named(&self.policy, subject).context("--policy");
+            let (_, behind) = early_exits(&self.policy).context("--policy")?;
+            return named(behind, subject).context("--policy");
         };
         let pattern = match self.pattern {
             PatternArg::Clustered => Pattern::Clustered,
@@ -54,9 +56,33 @@ impl ForceArgs {
         Ok(Box::new(Given::forced(spec, samples, density, pattern, self.seed)?))
     }
 
+    /// Early exits in front of the network.
+    pub(super) fn exits(&self) -> Result<Vec<Exit>> {
+        Ok(early_exits(&self.policy).context("--policy")?.0)
+    }
+
+    /// Name of who decides, early exits included.
+    pub(super) fn title(&self, policy: &dyn Policy) -> String {
+        match self.exits() {
+            Ok(exits) if !exits.is_empty() => self.policy.clone(),
+            _ => policy.name().to_owned(),
+        }
+    }
+
+    /// For commands that look at no photographs.
+    pub(super) fn no_exits(&self, command: &str) -> Result<()> {
+        ensure!(
+            self.exits()?.is_empty(),
+            "--policy {}: {command} knows no early exits; run, eval and experiment do",
+            self.policy
+        );
+        Ok(())
+    }
+
     /// Whether decisions are anything but the trained gates': a static network gets untrained gates for them.
     pub(super) fn attaches(&self) -> bool {
-        !self.density.is_empty() || self.policy != "learned"
+        let behind = early_exits(&self.policy).map_or(&*self.policy, |(_, behind)| behind);
+        !self.density.is_empty() || behind != "learned"
     }
 
     /// `clustered` or `scattered`.
@@ -69,7 +95,7 @@ impl ForceArgs {
 
     /// The one density, for commands that take no list.
     pub(super) fn single(&self) -> Result<Option<f64>> {
-        anyhow::ensure!(self.density.len() <= 1, "--density: give one; only bench takes a list");
+        ensure!(self.density.len() <= 1, "--density: give one; only bench takes a list");
         Ok(self.density.first().copied())
     }
 }

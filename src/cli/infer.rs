@@ -36,6 +36,7 @@ pub(super) struct Infer {
 
 impl Infer {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
+        self.force.no_exits("infer")?;
         let model = self.model.resolve(&self.force)?;
         let input = Checkpoint::open(&self.input)?;
         let (values, batch) = images(&input, &model.spec)?;

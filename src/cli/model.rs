@@ -115,6 +115,12 @@ impl Model {
         })
     }
 
+    /// The network for images of another size.
+    pub(super) fn resized(&self, size: MapSize) -> Result<NetSpec> {
+        let config = NetConfig { input_size: Some(size), ..self.config.clone() };
+        config.build().with_context(|| format!("{} for {}×{} pixels", self.label, size.h, size.w))
+    }
+
     /// The weights in a few words.
     pub(super) fn weights_text(&self) -> String {
         match self.origin {

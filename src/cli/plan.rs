@@ -54,6 +54,7 @@ const SIDES: [usize; 7] = [1, 2, 4, 7, 8, 14, 16];
 
 impl Plan {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<()> {
+        self.force.no_exits("plan")?;
         let model = self.model.resolve(&self.force)?;
         if self.for_training {
             return self.for_training(&model, out);

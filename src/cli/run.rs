@@ -10,6 +10,7 @@ use clap::Args;
 use laud::evaluate::recorded;
 use laud::exec::{BlockTrace, Request};
 use laud::gate::Policy;
+use laud::policy::Exit;
 use laud::report::{BlockView, KeepGrid, Sheet, save_png};
 use laud::vision::{Labels, Preprocess, RgbImage, image};
 use laud::{Output, Session, zoo};
@@ -76,9 +77,12 @@ impl Run {
             model.spec.name
         );
         let builder = self.device.builder()?;
-        let session = builder.session(&model)?;
-        let plain = gated.then(|| builder.static_session(&model)).transpose()?;
-        let policy = self.force.policy(session.spec(), 1, self.force.single()?, &self.device)?;
+        let (exits, density) = (self.force.exits()?, self.force.single()?);
+        let decider = |spec: &NetSpec| self.force.policy(spec, 1, density, &self.device);
+        let policy = decider(&model.spec)?;
+        let session = builder.leaving_early(&model, &exits, &decider)?;
+        let adaptive = gated || !exits.is_empty();
+        let plain = adaptive.then(|| builder.static_session(&model)).transpose()?;
         let preprocess = Preprocess::new(&session.spec().input)?;
         let setup = Setup { model, session, plain, policy, preprocess };
         let images = self.images(&setup.model.spec)?;
@@ -187,7 +191,7 @@ impl Setup {
             "model": self.model.spec.name,
             "weights": self.model.weights_kind(),
             "device": self.session.describe(),
-            "policy": self.policy.name(),
+            "policy": force.title(&*self.policy),
             "gates": self.model.is_gated().then(|| self.model.gates_text()),
             "gates_trained": self.model.is_gated().then(|| trained(&self.model)),
             "density": force.density.first(),
@@ -215,8 +219,17 @@ pub(super) fn head(model: &Model, session: &Session, force: &ForceArgs, out: &mu
         size.w
     )?;
     writeln!(out, "{}", session.describe())?;
+    for Exit { size, confidence } in force.exits()? {
+        writeln!(
+            out,
+            "early exit at {}×{} pixels: answers what it gives a probability of {confidence}",
+            size.h, size.w
+        )?;
+    }
     if !model.is_gated() {
-        writeln!(out, "static network: nothing is skipped")?;
+        if force.exits()?.is_empty() {
+            writeln!(out, "static network: nothing is skipped")?;
+        }
         return Ok(());
     }
     let forced = match force.density.as_slice() {
@@ -247,9 +260,9 @@ impl Seen {
             writeln!(out, "  {:>7}  {name}", percent(*probability))?;
         }
         let (done, dense) = (trace.macs() as f64, trace.dense_macs() as f64);
-        let macs = match model.is_gated() {
-            true => format!("{} MACs of {} ({})", si(done), si(dense), percent(done / dense)),
-            false => format!("{} MACs", si(dense)),
+        let macs = match self.static_ms {
+            Some(_) => format!("{} MACs of {} ({})", si(done), si(dense), percent(done / dense)),
+            None => format!("{} MACs", si(dense)),
         };
         write!(out, "  {}{speed}  ·  {macs}", ms(self.ms))?;
         let computed = Computed::of(&model.spec, &trace.blocks);
@@ -258,8 +271,12 @@ impl Seen {
                 write!(out, "  ·  {what} {}", percent(share))?;
             }
         }
-        if model.is_gated() {
-            write!(out, "  ·  blocks {} of {}", computed.blocks, trace.blocks.len())?;
+        match trace.exits.iter().find(|exit| exit.answered > 0) {
+            Some(exit) => write!(out, "  ·  left at {}×{}", exit.size.h, exit.size.w)?,
+            None if model.is_gated() => {
+                write!(out, "  ·  blocks {} of {}", computed.blocks, trace.blocks.len())?
+            }
+            None => (),
         }
         Ok(writeln!(out)?)
     }
@@ -274,6 +291,7 @@ impl Seen {
             "latency_ms": self.ms,
             "static_latency_ms": self.static_ms,
             "macs": { "done": trace.macs(), "dense": trace.dense_macs() },
+            "left_at": trace.exits.iter().find(|exit| exit.answered > 0).map(|exit| exit.size),
             "computed": {
                 "blocks": computed.blocks as f64 / trace.blocks.len().max(1) as f64,
                 "patches": computed.patches,

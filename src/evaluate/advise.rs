@@ -149,6 +149,7 @@ pub fn with_static(rows: &[Row]) -> Vec<Row> {
             top1: compared.top1,
             top5: compared.top5,
             macs: Macs { done: dense, most: dense, dense },
+            exits: Vec::new(),
             computed: Computed { blocks: 1.0, patches: 1.0, channel_groups: 1.0 },
             blocks: Vec::new(),
             latency_ms: (*latency).clone(),

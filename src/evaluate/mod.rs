@@ -17,7 +17,7 @@ pub use regret::{BlockRegret, Regret, WholeRegret, verify};
 #[cfg(test)]
 pub(crate) use results::tests::row;
 pub use results::{Cell, Origin, Picture, Results, Row, front, load};
-pub use tally::{BlockShare, Compared, Computed, Difference, Evaluation, Macs};
+pub use tally::{BlockShare, Compared, Computed, Difference, Evaluation, ExitShare, Macs};
 
 use crate::exec::{Output, Request};
 use crate::gate::{Policy, UnitKind};

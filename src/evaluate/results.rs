@@ -230,6 +230,7 @@ pub(crate) mod tests {
                 top1,
                 top5: 1.0,
                 macs: Macs { done: 1e6 * ms, most: 1e6 * ms, dense: 1e7 },
+                exits: Vec::new(),
                 computed: Computed { blocks: 0.5, patches: 0.5, channel_groups: 1.0 },
                 blocks: vec![],
                 latency_ms: latency(1.0).unwrap(),

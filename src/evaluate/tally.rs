@@ -1,7 +1,7 @@
 use super::{Batch, Latency, Progress};
-use crate::exec::Output;
+use crate::exec::{ExitTrace, Output};
 use anyhow::Result;
-use laud_models::NetSpec;
+use laud_models::{MapSize, NetSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -19,7 +19,10 @@ pub struct Evaluation {
     pub top5: f64,
     /// Multiply-accumulates an image.
     pub macs: Macs,
-    /// Shares of the network that were computed.
+    /// Early exits in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<ExitShare>,
+    /// Shares of the network that were computed; an image that left early has none.
     pub computed: Computed,
     /// The same block by block.
     pub blocks: Vec<BlockShare>,
@@ -33,6 +36,24 @@ pub struct Evaluation {
     pub compared: Option<Compared>,
 }
 
+impl Evaluation {
+    /// How long an image takes, milliseconds: the median; the mean where images leave early, for then most are fast and the
+    /// others slower than without exits.
+    pub fn typical_ms(&self) -> f64 {
+        self.typical(&self.latency_ms)
+    }
+
+    /// How many times as fast as the static network, by [`typical_ms`](Self::typical_ms) of both.
+    pub fn speedup(&self) -> Option<f64> {
+        let compared = self.compared.as_ref()?;
+        Some(self.typical(&compared.latency_ms) / self.typical_ms())
+    }
+
+    fn typical(&self, latency: &Latency) -> f64 {
+        if self.exits.is_empty() { latency.p50 } else { latency.mean }
+    }
+}
+
 /// Multiply-accumulates an image.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +64,18 @@ pub struct Macs {
     pub most: f64,
     /// With everything active.
     pub dense: f64,
+}
+
+/// What an early exit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitShare {
+    /// Size of the images that it looks at, pixels.
+    pub size: MapSize,
+    /// Images that came to it.
+    pub images: usize,
+    /// Of them it answered.
+    pub answered: usize,
 }
 
 /// Shares of a network that were computed.
@@ -116,6 +149,7 @@ pub(super) struct Tally {
     macs: u64,
     most: f64,
     dense_macs: u64,
+    exits: Vec<ExitShare>,
     computed: f64,
     blocks: Vec<Sums>,
     /// Milliseconds an image, one entry a batch.
@@ -197,6 +231,13 @@ impl Tally {
         self.most = self.most.max(trace.macs() as f64 / batch.n as f64);
         self.macs += trace.macs();
         self.dense_macs += trace.dense_macs();
+        for (i, &ExitTrace { size, samples, answered, .. }) in trace.exits.iter().enumerate() {
+            if i == self.exits.len() {
+                self.exits.push(ExitShare { size, images: 0, answered: 0 });
+            }
+            self.exits[i].images += samples;
+            self.exits[i].answered += answered;
+        }
         for ((sums, trace), block) in self.blocks.iter_mut().zip(&trace.blocks).zip(&spec.blocks) {
             let add = |sum: &mut Option<(usize, usize)>, count: crate::exec::Count| {
                 if let Some((active, total)) = sum {
@@ -208,10 +249,13 @@ impl Tally {
             sums.macs += trace.macs;
             sums.dense_macs += trace.dense_macs;
             // Blocks skip samples one by one, so shares of a batch and not whole blocks are counted.
-            let layer = block.gate.spatial.as_ref().is_some_and(|gate| gate.layer);
-            let computed =
-                if layer { trace.patches.density() } else { f64::from(u8::from(trace.patches.active > 0)) };
-            self.computed += batch.n as f64 * computed / spec.blocks.len().max(1) as f64;
+            let whole = block.gate.spatial.as_ref().is_none_or(|gate| gate.layer);
+            let computed = match whole {
+                true => batch.n as f64 * trace.patches.density(),
+                false if trace.patches.active > 0 => output.trace.samples as f64,
+                false => 0.0,
+            };
+            self.computed += computed / spec.blocks.len().max(1) as f64;
         }
     }
 
@@ -236,6 +280,7 @@ impl Tally {
             top1: self.top1 as f64 / n,
             top5: self.top5 as f64 / n,
             macs: Macs { done: self.macs as f64 / n, most: self.most, dense: self.dense_macs as f64 / n },
+            exits: self.exits,
             computed: Computed {
                 blocks: self.computed / n,
                 patches: mean(&|block| block.patches),

@@ -18,7 +18,7 @@ mod workspace;
 pub use around::Around;
 pub use fold::Weights;
 pub use probe::{Probe, Prober};
-pub use trace::{BlockTrace, Count, MAX_CONVS, Trace, Watch};
+pub use trace::{BlockTrace, Count, ExitTrace, MAX_CONVS, Trace, Watch};
 
 use crate::gate::{Policy, Rule};
 use crate::plan::{ExecutionPlan, Portions};
@@ -276,7 +276,8 @@ impl Output {
         let Request { batch, features, masks, .. } = request;
         self.logits.clear();
         self.logits.resize(batch * network.classifier.c_out, 0.0);
-        self.trace.batch = batch;
+        (self.trace.batch, self.trace.samples) = (batch, batch);
+        self.trace.exits.clear();
         (self.trace.stem_ns, self.trace.head_ns, self.trace.watch) = (0, 0, None);
         self.trace.blocks.clear();
         self.trace.blocks.resize(network.blocks.len(), BlockTrace::default());

@@ -1,5 +1,6 @@
 //! What an inference computed, skipped and took.
 
+use laud_models::MapSize;
 use serde::Serialize;
 
 /// Longest branch of any family, convolutions.
@@ -10,11 +11,15 @@ pub const MAX_CONVS: usize = 3;
 pub struct Trace {
     /// Samples.
     pub batch: usize,
-    /// One entry per block, in the order of execution.
+    /// Those of them that went through the network: all that did not leave early.
+    pub samples: usize,
+    /// Early exits in front of the network, in the order in which they are asked.
+    pub exits: Vec<ExitTrace>,
+    /// One entry per block, in the order of execution. Samples that left early count as inactive.
     pub blocks: Vec<BlockTrace>,
-    /// Multiply-accumulates of the stem, over the batch.
+    /// Multiply-accumulates of the stem with everything active, over the batch.
     pub stem_macs: u64,
-    /// Multiply-accumulates behind the last block, over the batch.
+    /// Multiply-accumulates behind the last block with everything active, over the batch.
     pub head_macs: u64,
     /// Times of the stem and of the head, when they were asked for.
     pub stem_ns: u64,
@@ -22,6 +27,21 @@ pub struct Trace {
     pub head_ns: u64,
     /// What watching over the plan found; `None` where the plan expects no times.
     pub watch: Option<Watch>,
+}
+
+/// Record of an early exit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ExitTrace {
+    /// Size of the images that it looks at, pixels.
+    pub size: MapSize,
+    /// Samples that came to it.
+    pub samples: usize,
+    /// Of them it answered.
+    pub answered: usize,
+    /// Multiply-accumulates as executed, over the samples that came.
+    pub macs: u64,
+    /// Time of its network when times were asked for; else 0. Nanoseconds.
+    pub ns: u64,
 }
 
 /// Expected against observed times of a plan, up to this inference.
@@ -103,14 +123,21 @@ impl Count {
 }
 
 impl Trace {
-    /// Multiply-accumulates of the whole network as executed, over the batch.
+    /// Multiply-accumulates of everything as executed, early exits included, over the batch.
     pub fn macs(&self) -> u64 {
-        self.stem_macs + self.head_macs + self.blocks.iter().map(|block| block.macs).sum::<u64>()
+        let around = self.around_macs() / self.batch.max(1) as u64 * self.samples as u64;
+        let exits = self.exits.iter().map(|exit| exit.macs).sum::<u64>();
+        exits + around + self.blocks.iter().map(|block| block.macs).sum::<u64>()
     }
 
-    /// The same with everything active.
+    /// The network's own with everything active and nobody leaving early.
     pub fn dense_macs(&self) -> u64 {
-        self.stem_macs + self.head_macs + self.blocks.iter().map(|block| block.dense_macs).sum::<u64>()
+        self.around_macs() + self.blocks.iter().map(|block| block.dense_macs).sum::<u64>()
+    }
+
+    /// Of stem and head.
+    fn around_macs(&self) -> u64 {
+        self.stem_macs + self.head_macs
     }
 
     /// As if nobody had looked at the clock.
@@ -123,6 +150,7 @@ impl Trace {
 
     /// Sum of the recorded times, nanoseconds.
     pub fn total_ns(&self) -> u64 {
-        self.stem_ns + self.head_ns + self.blocks.iter().map(BlockTrace::total_ns).sum::<u64>()
+        let exits = self.exits.iter().map(|exit| exit.ns).sum::<u64>();
+        exits + self.stem_ns + self.head_ns + self.blocks.iter().map(BlockTrace::total_ns).sum::<u64>()
     }
 }

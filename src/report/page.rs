@@ -102,14 +102,14 @@ impl Page<'_> {
                     "most accurate: {}, {} in {}",
                     name(row),
                     row.cell.policy,
-                    ms(row.found.latency_ms.p50)
+                    ms(row.found.typical_ms())
                 ),
             )?;
         }
         if let Some(&row) = best.first() {
             let row = &rows[row];
             tile(
-                ms(row.found.latency_ms.p50),
+                ms(row.found.typical_ms()),
                 format!(
                     "fastest at its accuracy: {}, {}, top-1 {}",
                     name(row),
@@ -122,7 +122,7 @@ impl Page<'_> {
         let gain = |row: &Row| {
             let compared = row.found.compared.as_ref()?;
             let lost = compared.top1 - row.found.top1;
-            (lost <= 0.01).then(|| compared.latency_ms.p50 / row.found.latency_ms.p50)
+            row.found.speedup().filter(|_| lost <= 0.01)
         };
         let fastest =
             rows.iter().filter_map(|row| Some((gain(row)?, row))).max_by(|a, b| a.0.total_cmp(&b.0));
@@ -254,16 +254,16 @@ impl Page<'_> {
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by(|&a, &b| Cost::Latency.of(&rows[a]).total_cmp(&Cost::Latency.of(&rows[b])));
         *html += "<h2>All points</h2>\n<p class=\"quiet\">Fastest first; bold is what nothing beats. The change in accuracy and the \
-                  speed are against the same network without gates, measured in turns.</p>\n<div class=\"card wide\"><table>\n<tr>\
+                  speed are against the same network without gates, measured in turns; of medians, or means where images leave early.</p>\n<div class=\"card wide\"><table>\n<tr>\
                   <th class=\"text\">network</th><th class=\"text\">policy</th><th class=\"text\">where</th><th>top-1</th>\
-                  <th>change</th><th>agrees</th><th>MACs</th><th>p50</th><th>p95</th><th>p99</th><th>speed</th></tr>\n";
+                  <th>change</th><th>agrees</th><th>MACs</th><th>mean</th><th>p50</th><th>p95</th><th>p99</th><th>speed</th></tr>\n";
         for i in order {
             let row = &rows[i];
             let compared = row.found.compared.as_ref();
             let of =
                 |text: &dyn Fn(&crate::evaluate::Compared) -> String| compared.map_or(String::new(), text);
             let class = if best.contains(&i) { " class=\"best\"" } else { "" };
-            let Latency { p50, p95, p99, .. } = row.found.latency_ms;
+            let Latency { mean, p50, p95, p99, .. } = row.found.latency_ms;
             write!(html, "<tr{class}>")?;
             for text in [name(row), row.cell.policy.clone(), row.place()] {
                 write!(html, "<td class=\"text\">{}</td>", escape(&text))?;
@@ -275,11 +275,12 @@ impl Page<'_> {
                 percent(row.macs()),
             ];
             numbers.iter().try_for_each(|text| write!(html, "<td>{text}</td>"))?;
-            for time in [p50, p95, p99] {
+            for time in [mean, p50, p95, p99] {
                 let late = self.deadline_ms.is_some_and(|deadline| time > deadline);
                 write!(html, "<td{}>{}</td>", if late { " class=\"late\"" } else { "" }, ms(time))?;
             }
-            writeln!(html, "<td>{}</td></tr>", of(&|other| format!("{:.2}×", other.latency_ms.p50 / p50)))?;
+            let speed = row.found.speedup().map_or(String::new(), |speed| format!("{speed:.2}×"));
+            writeln!(html, "<td>{speed}</td></tr>")?;
         }
         *html += "</table></div>\n";
         Ok(())

@@ -9,7 +9,7 @@ use plotters::prelude::*;
 /// What accuracy is drawn against.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cost {
-    /// Median latency, milliseconds.
+    /// Latency, milliseconds: the median, or the mean where images leave early.
     Latency,
     /// Multiply-accumulates an image, millions.
     Macs,
@@ -18,14 +18,14 @@ pub(super) enum Cost {
 impl Cost {
     pub(super) fn of(self, row: &Row) -> f64 {
         match self {
-            Self::Latency => row.found.latency_ms.p50,
+            Self::Latency => row.found.typical_ms(),
             Self::Macs => row.found.macs.done / 1e6,
         }
     }
 
     fn label(self) -> &'static str {
         match self {
-            Self::Latency => "median latency, ms an image (measured)",
+            Self::Latency => "latency, ms an image (measured)",
             Self::Macs => "multiply-accumulates, millions an image",
         }
     }
@@ -173,7 +173,7 @@ fn lines(chart: &mut Linear<'_>, line: Vec<(f64, f64)>, series: usize) -> Result
 /// Median latency, predicted against measured; the lines are at ±10 %.
 pub(super) fn predicted(rows: &[Row], series: &[usize]) -> Result<String> {
     let both = |(row, &series): (&Row, &usize)| {
-        Some((row.found.latency_ms.p50, row.found.predicted_ms.as_ref()?.p50, series))
+        Some((row.found.typical_ms(), row.found.predicted_ms.as_ref()?.p50, series))
     };
     let points: Vec<(f64, f64, usize)> =
         rows.iter().zip(series).filter_map(both).filter(|(_, ms, _)| *ms > 0.0).collect();

@@ -18,6 +18,11 @@ pub fn chrome_events(spec: &NetSpec, trace: &Trace, (process, name): (usize, &st
             "ph": "X", "pid": process, "tid": 1, "cat": "laud", "name": name, "ts": ts, "dur": dur, "args": args,
         }));
     };
+    for exit in &trace.exits {
+        let args = json!({ "macs": exit.macs, "samples": exit.samples, "answered": exit.answered });
+        push(&format!("exit {}×{}", exit.size.h, exit.size.w), at, exit.ns, args);
+        at += exit.ns;
+    }
     push("stem", at, trace.stem_ns, json!({ "macs": trace.stem_macs }));
     at += trace.stem_ns;
     for (block, entry) in spec.blocks.iter().zip(&trace.blocks) {

@@ -10,6 +10,7 @@ pub mod image;
 mod image_tests;
 mod jpeg;
 pub mod labels;
+mod planes;
 pub mod preprocess;
 #[cfg(test)]
 mod preprocess_tests;
@@ -18,4 +19,5 @@ pub use self::batches::{Augment, Batches};
 pub use self::dataset::{Dataset, Sample};
 pub use self::image::RgbImage;
 pub use self::labels::Labels;
+pub(crate) use self::planes::Planes;
 pub use self::preprocess::Preprocess;

@@ -2,6 +2,7 @@
 
 use super::super::model::{Model, ModelArgs};
 use anyhow::{Context, Result, anyhow, ensure};
+use laud::policy::early_exits;
 use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ data = "images"                 # as --data of eval
 limit = 500                     # only the first images; leave out for all
 repeat = 3                      # every inference is timed so often, the median counts
 batch = 1                       # images of an inference
-policies = ["learned", "threshold:0.5", "topk:0.5", "budget:0.6", "random:0.5", "always"]
+policies = ["learned", "threshold:0.5", "topk:0.5", "budget:0.6", "random:0.5", "always", "exit:24:0.9"]
 threads = [1, 2]
 devices = ["cpu"]
 dtypes = ["f32"]
@@ -218,13 +219,18 @@ impl Experiment {
 impl Variant {
     /// Policies with the seeds that make a difference.
     pub(super) fn policies(&self, grid: &Experiment) -> Vec<(String, u64)> {
+        let policies = self.policies.as_ref().unwrap_or(&grid.policies);
         if !self.model.is_gated() {
-            return vec![(STATIC.to_owned(), grid.seeds[0])];
+            // Without gates there is nothing to decide about but whether an image leaves early.
+            let leaving = |policy: &&String| !matches!(early_exits(policy), Ok((exits, behind)) if exits.is_empty() || behind != "learned");
+            let all = [STATIC.to_owned()].into_iter().chain(policies.iter().filter(leaving).cloned());
+            return all.map(|policy| (policy, grid.seeds[0])).collect();
         }
         let mut all = Vec::new();
         for &seed in &grid.seeds {
-            for policy in self.policies.as_ref().unwrap_or(&grid.policies) {
-                let random = ["random", "forced"].iter().any(|name| policy.starts_with(name));
+            for policy in policies {
+                let behind = early_exits(policy).map_or(&**policy, |(_, behind)| behind);
+                let random = ["random", "forced"].iter().any(|name| behind.starts_with(name));
                 if seed == grid.seeds[0] || random || self.model.attached {
                     all.push((policy.clone(), seed));
                 }
