@@ -14,7 +14,8 @@
 //! | `always`, `never` | everything, nothing |
 //!
 //! In front of any of them stand early exits, joined by `+`: `exit:144:0.7+budget:0.6` looks at the image made 144×144
-//! pixels first, and goes on where its best class has a probability below 0.7. `exit:144:0.7` alone goes on with `learned`.
+//! pixels first, and goes on where its best class has a probability below 0.7. `exit:144:0.7` alone goes on with `learned`;
+//! `exit:NAME:0.7` and `exit:FILE:0.7` have another network look, at images of the size that it reads.
 
 use crate::calibrate::load;
 use crate::gate::{
@@ -44,12 +45,21 @@ pub struct Subject<'a> {
 }
 
 /// An early exit, as a policy's text names it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Exit {
-    /// Size of the images that it looks at, pixels.
-    pub size: MapSize,
+    /// Who looks.
+    pub look: Look,
     /// The least probability of its best class with which it answers, `0..=1`.
     pub confidence: f32,
+}
+
+/// Who looks at smaller images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The network itself, at images of this size in pixels.
+    Smaller(MapSize),
+    /// Another one, by name or file, at images of the size that it reads.
+    Other(String),
 }
 
 /// The early exits in front of a policy, and the policy's own text; `learned` where there is none.
@@ -67,16 +77,20 @@ pub fn early_exits(text: &str) -> Result<(Vec<Exit>, &str)> {
 }
 
 fn exit(text: &str) -> Result<Exit> {
-    let (size, confidence) =
-        text.split_once(':').context("needs a size and a confidence, as in exit:144:0.7")?;
-    let side = |side: &str| -> Result<usize> {
-        let pixels = side.parse().ok().filter(|pixels| (1..=1 << 15).contains(pixels));
-        pixels.with_context(|| format!("`{size}` is not a size such as 144 or 96x128"))
-    };
-    let (h, w) = size.split_once(['x', '×']).unwrap_or((size, size));
+    let (look, confidence) =
+        text.rsplit_once(':').context("needs a size or a network, and a confidence, as in exit:144:0.7")?;
     let value = confidence.parse().ok().filter(|confidence| (0.0..=1.0).contains(confidence));
     let confidence = value.with_context(|| format!("`{confidence}` is not a confidence in 0..=1"))?;
-    Ok(Exit { size: MapSize { h: side(h)?, w: side(w)? }, confidence })
+    if !look.starts_with(|first: char| first.is_ascii_digit()) {
+        ensure!(!look.is_empty(), "needs a size or a network, as in exit:144:0.7");
+        return Ok(Exit { look: Look::Other(look.to_owned()), confidence });
+    }
+    let side = |side: &str| -> Result<usize> {
+        let pixels = side.parse().ok().filter(|pixels| (1..=1 << 15).contains(pixels));
+        pixels.with_context(|| format!("`{look}` is not a size such as 144 or 96x128"))
+    };
+    let (h, w) = look.split_once(['x', '×']).unwrap_or((look, look));
+    Ok(Exit { look: Look::Smaller(MapSize { h: side(h)?, w: side(w)? }), confidence })
 }
 
 /// The policy that a text names, without early exits: those are sessions, see [`early_exits`].
@@ -150,8 +164,8 @@ fn find(text: &str, Subject { spec, seed, threads, dtype, kind }: Subject<'_>) -
 }
 
 const UNKNOWN: &str = "no such policy; there are learned, threshold:T, topk:K|SHARE, budget:SHARE, budget:Nms:PROFILE, \
-    pruned:SHARE:SCORES, importance:SHARE:SCORES, random:RATE, forced:DENSITY, always and never; exit:SIZE:CONFIDENCE+ in \
-    front of one leaves early";
+    pruned:SHARE:SCORES, importance:SHARE:SCORES, random:RATE, forced:DENSITY, always and never; exit:SIZE|NAME|FILE:CONFIDENCE+ \
+    in front of one leaves early";
 
 #[cfg(test)]
 mod tests {
@@ -191,17 +205,23 @@ mod tests {
 
     #[test]
     fn early_exits_stand_in_front() {
-        let exit = |h, w, confidence| Exit { size: MapSize { h, w }, confidence };
+        let exit = |h, w, confidence| Exit { look: Look::Smaller(MapSize { h, w }), confidence };
         assert_eq!(early_exits("budget:0.6").unwrap(), (vec![], "budget:0.6"));
         assert_eq!(early_exits("exit:144:0.7").unwrap(), (vec![exit(144, 144, 0.7)], "learned"));
         let two = early_exits("exit:96x128:0.9+exit:160:1+budget:8ms:a+b.json").unwrap();
         assert_eq!(two, (vec![exit(96, 128, 0.9), exit(160, 160, 1.0)], "budget:8ms:a+b.json"));
+        let other = Exit { look: Look::Other("c:/nets/small.safetensors".into()), confidence: 0.5 };
+        assert_eq!(
+            early_exits("exit:c:/nets/small.safetensors:0.5+always").unwrap(),
+            (vec![other], "always")
+        );
         for (text, words) in [
-            ("exit:144", "needs a size and a confidence"),
+            ("exit:144", "needs a size or a network, and a confidence"),
+            ("exit::0.5", "needs a size or a network"),
             ("exit:0:0.5", "`0` is not a size"),
             ("exit:144:2", "not a confidence in 0..=1"),
             ("exit:144:nan", "not a confidence"),
-            ("exit:144:0.7+exit:x:0.5+learned", "`x` is not a size"),
+            ("exit:144:0.7+exit:9y:0.5+learned", "`9y` is not a size"),
         ] {
             let error = format!("{:#}", early_exits(text).unwrap_err());
             assert!(error.contains(words) && error.contains(text), "{text}: {error}");

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::bail;
+use candle_core::{Device, Tensor};
 use laud::autograd::kernel_maps;
 use laud::checkpoint::{Checkpoint, DType};
 use laud::train::{
-    Cost, Course, Event, MapElement, Recipe, Setup, Trainer, initial_weights, steps_per_epoch,
+    Cost, Course, Decisions, Event, MapElement, MaskedNetwork, Recipe, Setup, Trainer, distillation,
+    initial_weights, random_images, resized, steps_per_epoch,
 };
 use laud::vision::Batches;
-use laud_models::{NetConfig, NetSpec};
+use laud_models::{MapSize, NetConfig, NetSpec};
 
 const CONFIG: &str =
     r#"{"arch": "cifar_resnet", "depths": [1, 1], "widths": [4, 8], "stem_width": 4, "dyn_mode": "layer"}"#;
@@ -256,6 +258,63 @@ fn images_held_back_are_measured_on_and_filters_stay() {
         let tolerance = if halved { 1e-3 } else { 0.0 };
         assert!(single.iter().zip(&half).all(|(a, b)| (a - b).abs() <= tolerance * (a.abs() + 1e-3)));
     }
+}
+
+#[test]
+fn an_early_exit_learns_from_smaller_images_what_its_teacher_says_of_large_ones() {
+    let large: NetSpec = NetConfig::from_json(CONFIG).unwrap().build().unwrap();
+    let config =
+        NetConfig { input_size: Some(MapSize { h: 20, w: 24 }), ..NetConfig::from_json(CONFIG).unwrap() };
+    let small = config.build().unwrap();
+    let weights = initial_weights(&large, 5, Default::default()).unwrap();
+    let recipe = Recipe { labels: false, batch_statistics: false, ..Recipe::default() };
+    let trainer = |student: &NetSpec, teacher: &NetSpec| {
+        let (weights, maps) = (weights.clone(), kernel_maps(MapElement::F32, 1)?);
+        let teacher = Some((teacher.without_gates(), weights.clone()));
+        let recipe = recipe.clone();
+        Trainer::new(Setup { spec: student.clone(), weights, teacher, cost: None, recipe, steps: 3, maps })
+    };
+    let images = random_images(&large, 4, 1).unwrap();
+    let labels = Tensor::zeros(4, candle_core::DType::U32, &Device::Cpu).unwrap();
+    let loss = |trainer: &Trainer, images: &Tensor| {
+        trainer.losses(images, &labels).unwrap().distillation.unwrap().to_scalar::<f32>().unwrap()
+    };
+    let logits = |spec: &NetSpec, images: &Tensor| {
+        let network = MaskedNetwork::new(&spec.without_gates(), &weights).unwrap();
+        network.forward(images, &Decisions::Learned).unwrap().logits
+    };
+    let learns = trainer(&small.without_gates(), &large).unwrap();
+    assert_eq!(learns.input(), large.input.size);
+    let smaller = resized(&images, small.input.size).unwrap();
+    let expected = distillation(&logits(&small, &smaller), &logits(&large, &images), 4.0).unwrap();
+    let (got, expected) = (loss(&learns, &images), expected.to_scalar::<f32>().unwrap());
+    assert!((got - expected).abs() < 1e-3 * expected, "{got} {expected}");
+    // The smaller one may be the teacher too.
+    assert_eq!(trainer(&large.without_gates(), &small).unwrap().input(), large.input.size);
+    let hinted = Recipe { distill_features: 1.0, ..recipe.clone() };
+    let (spec, maps) = (small.clone(), kernel_maps(MapElement::F32, 1).unwrap());
+    let teacher = Some((large.without_gates(), weights.clone()));
+    let setup = Setup { spec, weights: weights.clone(), teacher, cost: None, recipe: hinted, steps: 3, maps };
+    let error = Trainer::new(setup).err().unwrap().to_string();
+    assert!(error.contains("32×32") && error.contains("20×24"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("all.bin"), laud_models::zoo::CIFAR10_IMAGES).unwrap();
+    let (all, out) = (path("all.bin"), path("out"));
+    let model = ["--model", "cifar_resnet20", "--input-size", "24", "--teacher", "cifar_resnet20"];
+    let steps = ["--epochs", "1", "--batch", "8", "--threads", "2", "--lr", "0.001", "--hold-back", "16"];
+    let (fine, text, error) = laud(&[&["--data", &all, "--out", &out], &model[..], &steps].concat());
+    assert!(fine && text.contains("validation top-1"), "{text}{error}");
+    let policy = format!("exit:{}:0.5", path("out/model.safetensors"));
+    let report = crate::cli::prints_json(&format!(
+        "eval --json --model cifar_resnet20 --data {all} --policy {policy}"
+    ));
+    assert_eq!(
+        (report["exits"][0]["size"]["w"].as_u64(), report["exits"][0]["images"].as_u64()),
+        (Some(24), Some(32))
+    );
+    assert!(report["exits"][0]["answered"].as_u64().unwrap() > 16, "{report}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn eval_counts_who_leaves_early() {
     // Gates of an exit are decided by the same policy.
     let gated = prints_json(&format!("{line} --policy exit:24:1+topk:0.25 --json"));
     assert_eq!(gated["exits"][0]["answered"], 0);
-    fails(&format!("{line} --policy exit:24"), &["--policy", "exit:24", "needs a size and a confidence"]);
+    fails(&format!("{line} --policy exit:24"), &["--policy", "exit:24", "needs a size or a network"]);
     fails(&format!("{line} --policy exit:0:0.5"), &["`0` is not a size"]);
     fails("bench --model cifar_resnet20 --policy exit:24:0.5", &["bench knows no early exits"]);
 }

@@ -1,12 +1,12 @@
 //! `--device`, `--threads`, `--dtype`, `--isa`, `--plan`.
 
-use super::model::Model;
+use super::model::{Model, ModelArgs};
 use super::toolchain::ToolchainArgs;
 use anyhow::{Context, Result};
 use clap::Args;
 use laud::gate::{Learned, Policy};
 use laud::plan::ExecutionPlan;
-use laud::policy::Exit;
+use laud::policy::{Exit, Look};
 use laud::predictor::DeviceKind;
 use laud::predictor::workload::DType;
 use laud::{Device, Element, Session, SessionBuilder};
@@ -109,7 +109,8 @@ impl Builder<'_> {
         policy: &dyn Fn(&NetSpec) -> Result<Box<dyn Policy>>,
     ) -> Result<Session> {
         let exit = |exit: &Exit| {
-            let spec = model.resized(exit.size)?;
+            let (other, spec) = looking(model, exit)?;
+            let model = other.as_ref().unwrap_or(model);
             let policy = policy(&spec)?;
             let session = self.start(model, spec, None)?.boxed_policy(policy);
             Ok((session.build(&*model.weights()?).with_context(|| model.label.clone())?, exit.confidence))
@@ -144,6 +145,18 @@ impl Builder<'_> {
             builder = builder.plan(plan);
         }
         Ok(builder)
+    }
+}
+
+/// Who looks at an early exit's images, if not `model` itself, and at which.
+pub(super) fn looking(model: &Model, exit: &Exit) -> Result<(Option<Model>, NetSpec)> {
+    match &exit.look {
+        Look::Smaller(size) => Ok((None, model.resized(*size)?)),
+        Look::Other(name) => {
+            let other = ModelArgs::named(name).for_training(0).context("early exit")?;
+            let spec = other.spec.clone();
+            Ok((Some(other), spec))
+        }
     }
 }
 

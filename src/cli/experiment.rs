@@ -4,7 +4,7 @@ mod grid;
 mod pictures;
 
 use super::calibrate::commit;
-use super::device::{Builder, DeviceArgs};
+use super::device::{Builder, DeviceArgs, looking};
 use super::model::Model;
 use super::output::{ms, percent};
 use anyhow::{Context, Result};
@@ -247,7 +247,7 @@ fn check(variant: &Variant, cell: &Cell) -> Result<()> {
     let fits = || {
         policy(cell, &variant.model.spec, &args)?;
         for exit in early_exits(&cell.policy)?.0 {
-            policy(cell, &variant.model.resized(exit.size)?, &args)?;
+            policy(cell, &looking(&variant.model, &exit)?.1, &args)?;
         }
         anyhow::Ok(())
     };

@@ -15,7 +15,8 @@ pub(super) struct ForceArgs {
     pub(super) density: Vec<f64>,
     /// Who decides: learned, threshold:T, topk:K|SHARE, budget:SHARE (of the multiply-accumulates),
     /// budget:Nms:PROFILE, pruned:SHARE:SCORES or importance:SHARE:SCORES (see rank), random:RATE, always or never; with
-    /// exit:SIZE:CONFIDENCE+ in front, images that are plain at that size leave early
+    /// exit:SIZE:CONFIDENCE+ or
+    /// exit:NAME|FILE:CONFIDENCE+ in front, images of which a smaller version or another network is sure leave early
     #[arg(long, value_name = "NAME", default_value = "learned", conflicts_with = "density")]
     policy: String,
     /// How forced patches lie on the map

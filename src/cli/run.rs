@@ -10,7 +10,7 @@ use clap::Args;
 use laud::evaluate::recorded;
 use laud::exec::{BlockTrace, Request};
 use laud::gate::Policy;
-use laud::policy::Exit;
+use laud::policy::{Exit, Look};
 use laud::report::{BlockView, KeepGrid, Sheet, save_png};
 use laud::vision::{Labels, Preprocess, RgbImage, image};
 use laud::{Output, Session, zoo};
@@ -219,12 +219,12 @@ pub(super) fn head(model: &Model, session: &Session, force: &ForceArgs, out: &mu
         size.w
     )?;
     writeln!(out, "{}", session.describe())?;
-    for Exit { size, confidence } in force.exits()? {
-        writeln!(
-            out,
-            "early exit at {}×{} pixels: answers what it gives a probability of {confidence}",
-            size.h, size.w
-        )?;
+    for Exit { look, confidence } in force.exits()? {
+        let look = match look {
+            Look::Smaller(size) => format!("at {}×{} pixels", size.h, size.w),
+            Look::Other(name) => format!("by {name}"),
+        };
+        writeln!(out, "early exit {look}: answers what it gives a probability of {confidence}")?;
     }
     if !model.is_gated() {
         if force.exits()?.is_empty() {

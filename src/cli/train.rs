@@ -10,7 +10,7 @@ use laud::autograd::kernel_maps;
 use laud::exec::Weights;
 use laud::train::{
     BlockLatency, Cost, Course, Event, LatencyModel, MapElement, Precision, Recipe, Setup, Trained, Trainer,
-    goes_on, initial_weights, steps_per_epoch, thin, unfold_norms,
+    goes_on, initial_weights, resized, steps_per_epoch, thin, unfold_norms,
 };
 use laud::vision::{Augment, Batches, Dataset};
 use laud_models::{InputSpec, NetSpec};
@@ -42,7 +42,8 @@ pub(super) struct Train {
     /// Images that must not be learned from; an image that is in both is an error
     #[arg(long, value_name = "DIR|FILE")]
     held_out: Vec<PathBuf>,
-    /// Network to distil from [default: the one that gates are added to]
+    /// Network to distil from [default: the one that gates are added to]; where it reads larger images, as of a network with
+    /// --input-size, that learns from those made smaller, which is what an early exit sees
     #[arg(long, value_name = "NAME|FILE")]
     teacher: Option<String>,
     /// All hyper-parameters as JSON; the flags below go before it
@@ -200,7 +201,25 @@ impl Train {
         self.train(&model, recipe, threads, out)
     }
 
+    /// The network to distil from and its tensors.
+    fn teacher(
+        &self,
+        model: &Model,
+        start: &HashMap<String, Tensor>,
+    ) -> Result<Option<(NetSpec, HashMap<String, Tensor>)>> {
+        let Some(name) = &self.teacher else {
+            return Ok(model.attached.then(|| (model.spec.without_gates(), start.clone())));
+        };
+        let teacher = ModelArgs::named(name).for_training(0)?;
+        let tensors = trained_tensors(&teacher)?;
+        ensure!(!tensors.is_empty(), "--teacher {name}: has no trained weights");
+        Ok(Some((teacher.spec, tensors)))
+    }
+
     fn train(&self, model: &Model, recipe: Recipe, threads: usize, out: &mut dyn Write) -> Result<()> {
+        let start = trained_tensors(model)?;
+        let teacher = self.teacher(model, &start)?;
+        let input = larger(&model.spec, teacher.as_ref().map(|(spec, _)| spec))?;
         let (data, held_back) = match self.hold_back {
             Some(count) => {
                 let (data, last) = Dataset::open(&self.data)?.split(count as usize)?;
@@ -208,7 +227,7 @@ impl Train {
             }
             None => (Dataset::open(&self.data)?, None),
         };
-        let data = fitting(data, &self.data, &model.spec)?;
+        let data = fitting(data, &self.data, &model.spec, &input)?;
         for held_out in &self.held_out {
             keep_apart(&data, &self.data, &Dataset::open(held_out)?, held_out)?;
         }
@@ -216,7 +235,7 @@ impl Train {
             (Some(path), _) => (Some(Dataset::open(path)?), path),
             (None, held_back) => (held_back, &self.data),
         };
-        let validation = validation.map(|set| fitting(set, path, &model.spec)).transpose()?;
+        let validation = validation.map(|set| fitting(set, path, &model.spec, &input)).transpose()?;
         if let Some(validation) = &validation {
             keep_apart(&data, &self.data, validation.data(), path)?;
         }
@@ -225,18 +244,6 @@ impl Train {
         // What happens once, before the first step, is exact.
         let maps = kernel_maps(MapElement::F32, threads)?;
         let mut weights = initial_weights(&model.spec, recipe.seed, recipe.gate_bias())?;
-        let start = trained_tensors(model)?;
-        let teacher = match &self.teacher {
-            Some(name) => {
-                let teacher = ModelArgs::named(name);
-                let teacher = teacher.for_training(0)?;
-                let tensors = trained_tensors(&teacher)?;
-                ensure!(!tensors.is_empty(), "--teacher {name}: has no trained weights");
-                Some((teacher.spec, tensors))
-            }
-            None if model.attached => Some((model.spec.without_gates(), start.clone())),
-            None => None,
-        };
         weights.extend(start);
         let cost = match &self.latency {
             Some(file) => Cost::latency(&model.spec, &read_latency(file)?, recipe.rate_gradient())
@@ -249,7 +256,7 @@ impl Train {
         let some = |count: usize| &order[..count.min(order.len())];
         if fresh {
             unfold_norms(&model.spec, &mut weights, maps.clone(), || {
-                images(&data, some(MEASURED_IMAGES), &model.spec.input)
+                images(&data, some(MEASURED_IMAGES), (&input, &model.spec))
             })?;
         }
         if let Some(target) = recipe.target.filter(|_| recipe.thin_images > 0 && fresh) {
@@ -261,7 +268,7 @@ impl Train {
                 if model.attached { "gets others, use --mode channel" } else { "has its own gates or none" }
             );
             let batches = some(recipe.thin_images).chunks(THINNED_AT_ONCE);
-            let batches = batches.map(|numbers| images(&data, numbers, &model.spec.input));
+            let batches = batches.map(|numbers| images(&data, numbers, (&input, &model.spec)));
             let batches = batches.collect::<Result<Vec<_>>>()?;
             let terminal = std::io::stderr().is_terminal();
             let see = |done: f64| {
@@ -304,8 +311,8 @@ impl Train {
     }
 }
 
-/// The images as the network reads them.
-fn fitting(data: Dataset, path: &Path, spec: &NetSpec) -> Result<Batches> {
+/// The images, prepared as `input` says.
+fn fitting(data: Dataset, path: &Path, spec: &NetSpec, input: &InputSpec) -> Result<Batches> {
     let (most, classes) = (data.max_label(), spec.head.fc.c_out);
     ensure!(
         most < classes,
@@ -313,14 +320,29 @@ fn fitting(data: Dataset, path: &Path, spec: &NetSpec) -> Result<Batches> {
         path.display(),
         spec.name
     );
-    Batches::new(data, &spec.input)
+    Batches::new(data, input)
 }
 
-/// Images `[n, c, h, w]` as they are.
-fn images(data: &Batches, numbers: &[usize], input: &InputSpec) -> Result<Tensor> {
+/// Images `[n, c, h, w]` as the network reads them, unchanged.
+fn images(data: &Batches, numbers: &[usize], (input, spec): (&InputSpec, &NetSpec)) -> Result<Tensor> {
     let (values, _) = data.load(numbers, Augment::Nothing)?;
     let shape = (numbers.len(), input.channels, input.size.h, input.size.w);
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    resized(&Tensor::from_vec(values, shape, &Device::Cpu)?, spec.input.size)
+}
+
+/// How images are prepared that are as large as the larger of the two wants them.
+fn larger(spec: &NetSpec, teacher: Option<&NetSpec>) -> Result<InputSpec> {
+    let own = &spec.input;
+    let Some(teacher) = teacher else { return Ok(own.clone()) };
+    let other = &teacher.input;
+    ensure!(
+        (own.channels, own.mean, own.std) == (other.channels, other.mean, other.std),
+        "--teacher: {} has its images prepared otherwise than {}",
+        teacher.name,
+        spec.name
+    );
+    let pixels = |input: &InputSpec| input.size.h * input.size.w;
+    Ok(if pixels(other) > pixels(own) { other.clone() } else { own.clone() })
 }
 
 fn file_name(path: &Path) -> String {

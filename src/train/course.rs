@@ -256,8 +256,8 @@ impl<'a> Course<'a> {
 
     fn batch(&self, of: &Batches, numbers: &[usize], augment: Augment) -> Result<(Tensor, Tensor)> {
         let (images, labels) = of.load(numbers, augment)?;
-        let input = &self.trainer.spec().input;
-        let shape = (numbers.len(), input.channels, input.size.h, input.size.w);
+        let (channels, size) = (self.trainer.spec().input.channels, self.trainer.input());
+        let shape = (numbers.len(), channels, size.h, size.w);
         Ok((Tensor::from_vec(images, shape, &Device::Cpu)?, Tensor::new(labels, &Device::Cpu)?))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use laud_models::{NetSpec, ParameterKind};
+use laud_models::{MapSize, NetSpec, ParameterKind};
 use serde::Serialize;
 
 use super::cost::Cost;
@@ -16,6 +16,7 @@ use super::loss::{bounds, cost_target, cross_entropy, distillation};
 use super::maps::MapOps;
 use super::network::MaskedNetwork;
 use super::recipe::{Recipe, Trained};
+use super::resized::resized;
 use super::schedule::{cosine, exponential, lowered};
 use super::sgd::Sgd;
 use crate::random::Random;
@@ -26,7 +27,9 @@ pub struct Trainer {
     recipe: Recipe,
     variables: BTreeMap<String, (Var, ParameterKind)>,
     network: MaskedNetwork,
-    teacher: Option<MaskedNetwork>,
+    teacher: Option<(MaskedNetwork, MapSize)>,
+    /// What images it learns from.
+    input: MapSize,
     cost: Option<Cost>,
     sgd: Sgd,
     step: usize,
@@ -69,7 +72,8 @@ pub struct Setup {
     pub spec: NetSpec,
     /// Where it starts.
     pub weights: HashMap<String, Tensor>,
-    /// The network to distil from.
+    /// The network to distil from. Where one of the two reads smaller images, it gets the other's, resized: so a network
+    /// learns to be an early exit.
     pub teacher: Option<(NetSpec, HashMap<String, Tensor>)>,
     /// What [`Recipe::target`] is a share of.
     pub cost: Option<Cost>,
@@ -107,15 +111,28 @@ impl Trainer {
             (name.clone(), if fixed { tensor.detach() } else { tensor.clone() })
         });
         let network = MaskedNetwork::new(&spec, &tensors.collect())?.with_maps(maps.clone());
+        let own = spec.input.size;
         let teacher = teacher.map(|(spec, weights)| {
-            Ok::<_, anyhow::Error>(MaskedNetwork::new(&spec, &weights).context("teacher")?.with_maps(maps))
+            let network = MaskedNetwork::new(&spec, &weights).context("teacher")?.with_maps(maps);
+            Ok::<_, anyhow::Error>((network, spec.input.size))
         });
+        let teacher = teacher.transpose()?;
+        let taught = teacher.as_ref().map_or(own, |(_, size)| *size);
+        ensure!(
+            !hinted || taught == own,
+            "distill_features: the teacher's stages are of {}×{} pixels, the network reads {}×{}",
+            taught.h,
+            taught.w,
+            own.h,
+            own.w
+        );
         let sgd = Sgd::new(recipe.momentum, recipe.weight_decay);
         Ok(Self {
             spec,
             variables,
             network,
-            teacher: teacher.transpose()?,
+            teacher,
+            input: if taught.h * taught.w > own.h * own.w { taught } else { own },
             cost,
             sgd,
             step: 0,
@@ -127,6 +144,11 @@ impl Trainer {
     /// The network.
     pub fn spec(&self) -> &NetSpec {
         &self.spec
+    }
+
+    /// Size of the images that it learns from: its teacher's where those are larger than its own.
+    pub fn input(&self) -> MapSize {
+        self.input
     }
 
     /// How it is trained.
@@ -251,7 +273,8 @@ impl Trainer {
     ) -> Result<Losses> {
         let recipe = &self.recipe;
         let decisions = Decisions::Sampled(sampling);
-        let activity = self.network.forward_train(images, &decisions, self.statistics(progress))?;
+        let own = resized(images, self.spec.input.size)?;
+        let activity = self.network.forward_train(&own, &decisions, self.statistics(progress))?;
         let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
         let mut losses = Losses {
             total: total.clone(),
@@ -268,8 +291,9 @@ impl Trainer {
             losses.cross_entropy = Some(loss);
         }
         let taught = recipe.distill > 0.0 || recipe.distill_features > 0.0;
-        if let Some(teacher) = self.teacher.as_ref().filter(|_| taught) {
-            let taught = teacher.forward_train(images, &Decisions::Learned, Statistics::Stored)?;
+        if let Some((teacher, size)) = self.teacher.as_ref().filter(|_| taught) {
+            let images = resized(images, *size)?;
+            let taught = teacher.forward_train(&images, &Decisions::Learned, Statistics::Stored)?;
             if recipe.distill > 0.0 {
                 let loss = distillation(&activity.logits, &taught.logits, recipe.distill_temperature)?;
                 total = (total + (&loss * recipe.distill)?)?;
@@ -298,7 +322,8 @@ impl Trainer {
 
     /// The network as it will be used: logits `[n, classes]`, and the cost ÷ that of the network without gates.
     pub fn evaluate(&self, images: &Tensor) -> Result<(Tensor, Option<f64>)> {
-        let activity = self.network.forward_train(images, &Decisions::Learned, Statistics::Stored)?;
+        let images = resized(images, self.spec.input.size)?;
+        let activity = self.network.forward_train(&images, &Decisions::Learned, Statistics::Stored)?;
         let cost = match &self.cost {
             Some(cost) => Some(scalar(&cost.of(&activity.keep)?.total)? / cost.full()),
             None => None,
