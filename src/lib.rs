@@ -18,7 +18,9 @@
 //! 6. The [`Trace`] counts multiply-accumulates and active units, block by block; [`report`] draws it.
 //! 7. A [`Policy`](gate::Policy) decides what a gate's numbers mean: [`Learned`](gate::Learned) is the trained rule,
 //!    [`Always`](gate::Always) the static network, [`Given`](gate::Given) recorded or forced decisions; [`policy`] has
-//!    all of them by name, and a policy of one's own is a type with two methods. [`evaluate`] says what each is worth.
+//!    all of them by name, and a policy of one's own is a type with two methods. In front of any of them,
+//!    [`SessionBuilder::early_exit`] lets samples leave of which a smaller image says enough. [`evaluate`] says what each
+//!    is worth.
 //! 8. An [`ExecutionPlan`](plan::ExecutionPlan) says, block by block, from which density on gathering no longer pays.
 //!    It changes times, never results. [`calibrate`] measures a device once; [`plan::search`] chooses from the profile
 //!    that comes of it, and the session watches whether times are as expected ([`Watch`](exec::Watch)).

@@ -194,6 +194,22 @@ impl SessionBuilder {
     /// smaller images: a self-cascade (Wang et al., "Wisdom of Committees", ICLR 2022). Exits are asked in
     /// the order in which they are added, each with its own policy and plan. It has weights of its own, so that the same
     /// network twice takes twice the memory.
+    ///
+    /// ```
+    /// use laud::models::{MapSize, NetConfig};
+    /// use laud::{RandomWeights, Session};
+    ///
+    /// let large = NetConfig::from_json(r#"{"arch": "resnet20"}"#)?;
+    /// let small = NetConfig { input_size: Some(MapSize { h: 24, w: 24 }), ..large.clone() };
+    /// let (large, small) = (large.build()?, small.build()?);
+    /// let weights = RandomWeights::new(&large, 1);
+    /// let first = Session::builder(small).build(&weights)?;
+    /// let session = Session::builder(large).early_exit(first, 0.7).build(&weights)?;
+    ///
+    /// let trace = session.infer(&[0.5; 3 * 32 * 32], 1)?.trace;
+    /// assert_eq!((trace.exits[0].samples, trace.exits[0].answered + trace.samples), (1, 1));
+    /// # anyhow::Ok(())
+    /// ```
     pub fn early_exit(mut self, session: Session, confidence: f32) -> Self {
         self.exits.push(EarlyExit { session, confidence });
         self
