@@ -63,3 +63,19 @@ fn trained_gates_decide_image_by_image_and_answers_stay_right() {
         assert!(right(&fixed) >= 27 && right(&gated) >= 26, "{name}: {}, {}", right(&fixed), right(&gated));
     }
 }
+
+#[test]
+fn most_images_leave_at_24_pixels_and_answers_stay_right() {
+    let (mut leaving, spec) = (session("cifar_resnet56_jpeg_layer_24"), session("cifar_resnet56_jpeg"));
+    assert_eq!((leaving.spec().input.size.h, spec.spec().input.size.h), (24, 32));
+    let checkpoint = zoo::load("cifar_resnet56_jpeg").unwrap();
+    let weights = CheckpointWeights::new(&checkpoint);
+    leaving =
+        Session::builder(spec.spec().clone()).threads(2).early_exit(leaving, 0.8).build(&weights).unwrap();
+    let (fixed, found) = (outputs(&spec), outputs(&leaving));
+    let left: usize = found.iter().map(|(_, output)| output.trace.exits[0].answered).sum();
+    let done: u64 = found.iter().map(|(_, output)| output.trace.macs()).sum();
+    let dense: u64 = found.iter().map(|(_, output)| output.trace.dense_macs()).sum();
+    assert!(left >= 20 && left < 32 && done * 100 < dense * 55, "{left} of 32 leave, {done} of {dense}");
+    assert!(right(&found) + 1 >= right(&fixed), "{} and {}", right(&found), right(&fixed));
+}

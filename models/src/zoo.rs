@@ -17,7 +17,7 @@ pub struct ZooFile {
 }
 
 /// Trained networks, safetensors with their configuration in the metadata.
-pub static NETWORKS: [ZooFile; 5] = [
+pub static NETWORKS: [ZooFile; 6] = [
     ZooFile { name: "mobilenet_v2", bytes: file!("mobilenet_v2/mobilenet_v2.safetensors") },
     ZooFile { name: "cifar_resnet20", bytes: file!("cifar_resnet20/cifar_resnet20.safetensors") },
     ZooFile {
@@ -27,6 +27,10 @@ pub static NETWORKS: [ZooFile; 5] = [
     ZooFile {
         name: "cifar_resnet56_jpeg_layer",
         bytes: file!("cifar_resnet56_jpeg/cifar_resnet56_jpeg_layer.safetensors"),
+    },
+    ZooFile {
+        name: "cifar_resnet56_jpeg_layer_24",
+        bytes: file!("cifar_resnet56_jpeg/cifar_resnet56_jpeg_layer_24.safetensors"),
     },
     ZooFile {
         name: "cifar_resnet56_jpeg_channel",
