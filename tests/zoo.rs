@@ -76,6 +76,6 @@ fn most_images_leave_at_24_pixels_and_answers_stay_right() {
     let left: usize = found.iter().map(|(_, output)| output.trace.exits[0].answered).sum();
     let done: u64 = found.iter().map(|(_, output)| output.trace.macs()).sum();
     let dense: u64 = found.iter().map(|(_, output)| output.trace.dense_macs()).sum();
-    assert!(left >= 20 && left < 32 && done * 100 < dense * 55, "{left} of 32 leave, {done} of {dense}");
+    assert!((20..32).contains(&left) && done * 100 < dense * 55, "{left} of 32 leave, {done} of {dense}");
     assert!(right(&found) + 1 >= right(&fixed), "{} and {}", right(&found), right(&fixed));
 }
