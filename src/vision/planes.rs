@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn planes_are_resized_as_their_definition_says() {
         let mut planes = Planes::default();
-        for (n, to) in [(32, 20), (33, 32), (7, 3), (16, 16), (9, 1)] {
+        for (n, to) in [(32, 20), (33, 32), (7, 3), (16, 16), (9, 1), (7, 12)] {
             let input: Vec<f32> =
                 (0..2 * n * n).map(|i| ((i * i * 7 + i) % 101) as f32 / 37.0 - 1.0).collect();
             let mut output = vec![0.0; 2 * to * to];
