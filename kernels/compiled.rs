@@ -100,4 +100,4 @@ macro_rules! compile {
     )*};
 }
 
-compile!(f32, bf16);
+compile!(f32, bf16, i8);

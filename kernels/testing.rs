@@ -1,6 +1,6 @@
 //! Generated operands for the kernel tests.
 
-use crate::{Channels, Rows};
+use crate::{Channels, DType, Element, Rows};
 
 /// Small deterministic generator (splitmix64).
 pub(crate) struct Random(pub(crate) u64);
@@ -74,6 +74,29 @@ impl Density {
             channels.end_sample();
         }
         channels
+    }
+}
+
+/// What values of order one are multiplied with to be stored: whole numbers fill their range.
+pub(crate) fn scale<E: Element>() -> f32 {
+    if E::DTYPE == DType::Int8 { 127.0 } else { 1.0 }
+}
+
+/// Elements of that order.
+pub(crate) fn elements<E: Element>(random: &mut Random, len: usize) -> Vec<E> {
+    random.values(len).into_iter().map(|v| E::from_f32(scale::<E>() * v)).collect()
+}
+
+/// Whole numbers differ by one where what was rounded lay in the middle.
+pub(crate) const INT8_ROUNDING: f32 = 1.0;
+
+/// Largest difference of elements: of whole numbers, and of others in relation to what they are (and one).
+pub(crate) fn differ<E: Element>(got: &[E], want: &[E]) -> f32 {
+    let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+    let (got, want) = (values(got), values(want));
+    match E::DTYPE {
+        DType::Int8 => got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
+        _ => worst(&got, &want, 1.0),
     }
 }
 

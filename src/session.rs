@@ -83,10 +83,15 @@ impl Element {
 
     /// The CPU's instruction set that computes fastest with it.
     pub fn best_isa(self) -> Isa {
-        Isa::best_for(match self {
+        Isa::best_for(self.on_cpu())
+    }
+
+    /// As the CPU's kernels name it; those that only CUDA devices have as f32.
+    pub(crate) fn on_cpu(self) -> laud_kernels::DType {
+        match self {
             Self::Bf16 => laud_kernels::DType::Bf16,
             Self::F32 | Self::F16 | Self::Tf32 => laud_kernels::DType::F32,
-        })
+        }
     }
 
     /// As CUDA devices name it.

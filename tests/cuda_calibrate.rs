@@ -241,7 +241,7 @@ fn of_the_cpu(folder: &Path) -> PathBuf {
         repeats: 9,
     };
     let samples: Vec<Sample> = candidates().into_iter().map(sample).collect();
-    let (facts, header) = (device_facts(Isa::detect()), header(DeviceKind::Cpu));
+    let (facts, header) = (device_facts(Isa::detect(), Element::F32), header(DeviceKind::Cpu));
     let profile = Profile::fit(&samples, &facts, header, &FitOptions::default()).unwrap();
     let file = folder.join("cpu.json");
     fs::write(&file, profile.to_json()).unwrap();

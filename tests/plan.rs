@@ -12,7 +12,7 @@ use laud::predictor::learned::FitOptions;
 use laud::predictor::profile::{Header, Profile};
 use laud::predictor::workload::{Cache, DType, Op, Sample, Workload};
 use laud::train::random_weights;
-use laud::{Output, Session};
+use laud::{Element, Output, Session};
 use laud_models::NetSpec;
 
 use crate::execute::session;
@@ -138,7 +138,8 @@ fn profile(gather: f64) -> Profile {
         command: "made up".into(),
         measurements: samples.len(),
     };
-    Profile::fit(&samples, &device_facts(Isa::detect()), header, &FitOptions::default()).unwrap()
+    Profile::fit(&samples, &device_facts(Isa::detect(), Element::F32), header, &FitOptions::default())
+        .unwrap()
 }
 
 #[test]

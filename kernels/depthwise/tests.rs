@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Density, Random, worst};
+use crate::testing::{Density, INT8_ROUNDING, Random, differ, elements, scale};
 use crate::{Crew, Extent, Isa, Team};
 use proptest::prelude::*;
 
@@ -66,14 +66,14 @@ impl<E: Element> Operands<E> {
             Some((density, group)) => density.channels(&mut random, case.batch, c, group),
             None => Channels::all(c),
         };
-        let mut activations =
-            |pixels: usize| random.values(case.batch * pixels * c).into_iter().map(E::from_f32).collect();
+        let mut activations = |pixels: usize| elements(&mut random, case.batch * pixels * c);
         let (input, before) = (activations(g.input.pixels()), activations(g.output.pixels()));
+        let some = |random: &mut Random| random.values(c).into_iter().map(|v| scale::<E>() * v).collect();
         Self {
             weight,
-            bias: random.values(c),
-            input_constant: random.values(c),
-            output_constant: random.values(c),
+            bias: some(&mut random),
+            input_constant: some(&mut random),
+            output_constant: some(&mut random),
             rows: case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2)),
             channels,
             input,
@@ -112,8 +112,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let mut want = operands.before.clone();
     reference(&operands.spec(case), &mut operands.call(case, &mut want));
     let got = operands.run(case, isa);
-    let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
-    let worst = worst(&values(&got), &values(&want), 1.0);
+    let worst = differ(&got, &want);
     assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
 }
 
@@ -121,6 +120,7 @@ fn check_everywhere(case: &Case) {
     for isa in Isa::available() {
         check::<f32>(case, isa, SUMMATION_ORDER);
         check::<half::bf16>(case, isa, BF16_ROUNDING);
+        check::<i8>(case, isa, INT8_ROUNDING);
     }
 }
 

@@ -11,7 +11,7 @@
 
 use super::FilterGrad;
 use crate::error::require;
-use crate::simd::tiles::{DEPTH, Product, SIDE, Tiles};
+use crate::simd::tiles::{Product, SIDE, Tiles, step_len};
 use crate::simd::{Simd, dispatch};
 use crate::{Buffer, ConvGeometry, DType, Element, Error, Isa, Result};
 use half::bf16;
@@ -20,6 +20,8 @@ use half::bf16;
 const WAITING_BYTES: usize = 1 << 20;
 /// Values of a line of cache.
 const LINE: usize = 32;
+/// Positions that are met in a step.
+const DEPTH: usize = step_len::<bf16>();
 
 /// Adds the parts of one sample after another, those in bfloat16 some together where there are tiles. It is memory, too: one for
 /// each thread is kept, whatever is summed.
@@ -102,7 +104,7 @@ impl Summing {
     /// # Errors
     /// As for [`run`](super::run), samples of another convolution that have not been finished, and where memory runs out.
     pub fn add<E: Element>(&mut self, isa: Isa, call: FilterGrad<'_, E>) -> Result<()> {
-        if !isa.has_tiles() || E::DTYPE != DType::Bf16 {
+        if E::DTYPE != DType::Bf16 || !isa.has_tiles_of(E::DTYPE) {
             return super::run(isa, call);
         }
         call.check()?;

@@ -164,6 +164,8 @@ fn dot<S: Simd, A: Element, B: Element, const N: usize>(a: [&[A]; N], b: &[B], a
 pub struct LinearWeights<E> {
     /// `[c_out, c_in]`.
     weight: Buffer<E>,
+    /// `[c_out]`: what the weights of a feature are multiples of.
+    unit: Vec<f32>,
     bias: Vec<f32>,
     relu: bool,
 }
@@ -183,8 +185,12 @@ impl<E: Element> LinearWeights<E> {
         zeroed: impl FnOnce(usize, &str) -> Result<Buffer<E>>,
     ) -> Result<Self> {
         let mut weight = zeroed(layer.weight.len(), "weights of a fully connected layer")?;
-        weight.as_mut_slice().iter_mut().zip(&layer.weight).for_each(|(to, &w)| *to = E::from_f32(w));
-        Ok(Self { weight, bias: layer.bias.clone(), relu: layer.relu })
+        let unit = E::weight_units(&layer.weight, layer.c_out());
+        let features = weight.as_mut_slice().chunks_exact_mut(layer.c_in());
+        for ((to, from), unit) in features.zip(layer.weight.chunks_exact(layer.c_in())).zip(&unit) {
+            to.iter_mut().zip(from).for_each(|(to, &w)| *to = E::from_f32(w / unit));
+        }
+        Ok(Self { weight, unit, bias: layer.bias.clone(), relu: layer.relu })
     }
 
     /// Input features.
@@ -237,7 +243,7 @@ pub fn linear<E: Element>(
                 let ahead = if several == 0 { AHEAD_BYTES / size_of::<E>() } else { 0 };
                 let sums = samples::<E>(isa, input, weight, ahead);
                 for (i, sum) in sums.into_iter().enumerate().take(input.len() / c_in) {
-                    let sum = layer.bias[o] + sum;
+                    let sum = layer.bias[o] + layer.unit[o] * sum;
                     let at = (several * SAMPLES + i) * c_out + o;
                     // SAFETY: feature `o` is one piece's.
                     let output = unsafe { output.slice(at..at + 1) };

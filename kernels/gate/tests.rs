@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Random, worst};
+use crate::testing::{Random, elements, scale, worst};
 use crate::{Crew, Element, Isa, PartSums, Team};
 
 fn parts() -> PartSums {
@@ -23,6 +23,7 @@ fn patch_margins_equal_the_reference() {
         let gate = PatchGate { weight: random.values(c), bias: random.value(), grid };
         let input = random.values(batch * map.pixels() * c);
         let halves: Vec<_> = input.iter().map(|&x| half::bf16::from_f32(x)).collect();
+        let bytes: Vec<i8> = elements(&mut random, input.len());
         let mut want = vec![0.0; batch * grid.pixels()];
         let mut got = want.clone();
         let crew = Crew::start(2).unwrap();
@@ -37,6 +38,10 @@ fn patch_margins_equal_the_reference() {
             Team::scope(None, |team| patch(isa, team, &mut parts(), &gate, &halves, (batch, map), &mut got))
                 .unwrap();
             assert!(worst(&got, &want, 1.0) < 1e-5, "bf16 {h}×{w}×{c} on {}", isa.name());
+            reference_patch(&gate, &bytes, batch, map, &mut want);
+            Team::scope(None, |team| patch(isa, team, &mut parts(), &gate, &bytes, (batch, map), &mut got))
+                .unwrap();
+            assert!(worst(&got, &want, 127.0) < 1e-5, "int8 {h}×{w}×{c} on {}", isa.name());
         }
         let short = Team::scope(None, |team| {
             patch(Isa::detect(), team, &mut parts(), &gate, &input[1..], (batch, map), &mut got)
@@ -49,6 +54,7 @@ fn patch_margins_equal_the_reference() {
 fn linear_layers_equal_the_reference() {
     linear_layers_of_a_type::<f32>();
     linear_layers_of_a_type::<half::bf16>();
+    linear_layers_of_a_type::<i8>();
 }
 
 fn linear_layers_of_a_type<E: Element>() {
@@ -56,7 +62,10 @@ fn linear_layers_of_a_type<E: Element>() {
     for (c_in, c_out, batch, relu) in
         [(64, 16, 1, true), (2048, 1024, 2, false), (7, 3, 3, true), (1, 1, 1, false), (130, 9, 11, true)]
     {
-        let weight = random.values(c_in * c_out).into_iter().map(|w| E::from_f32(w).to_f32()).collect();
+        // Of whole numbers each feature has the largest, so that weights are stored as they are.
+        let stored = |w: f32| E::from_f32(scale::<E>() * w).to_f32() / scale::<E>();
+        let mut weight: Vec<f32> = random.values(c_in * c_out).into_iter().map(stored).collect();
+        weight.iter_mut().step_by(c_in).for_each(|w| *w = 1.0);
         let layer = Linear::new(weight, random.values(c_out), relu).unwrap();
         let input = random.values(batch * c_in);
         let (mut want, mut got) = (vec![0.0; batch * c_out], vec![0.0; batch * c_out]);

@@ -131,10 +131,10 @@ fn job<'a, E: Element>(
     }
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
-    if filter.layout == Layout::Pairs {
+    if filter.layout == Layout::Turns {
         let inputs = if g.groups == 1 { count(c_in, g.c_in) } else { filter.panels[0].inputs };
-        let (rows, depth) = (rows.len(), filter.depth_in_pairs(inputs));
-        return tiles::cut(job, rows, depth, bytes, wanted);
+        let (rows, depth) = (rows.len(), filter.depth_in_turns(inputs));
+        return tiles::cut::<E>(job, rows, depth, bytes, wanted);
     }
     let packs = packs || c_out.is_some() && !units;
     let block_rows = if packs && rows.len() <= WIDE_BLOCK_ROWS { WIDE_BLOCK_ROWS } else { BLOCK_ROWS };
@@ -175,7 +175,7 @@ fn run_chunk<E: Element>(
     scratch: &mut Scratch<E>,
     output: *mut E,
 ) {
-    if filter.layout == Layout::Pairs {
+    if filter.layout == Layout::Turns {
         return tiles::run_chunk(isa, filter, call, job, chunk, scratch, output);
     }
     let (block, part) = (chunk / job.parts, chunk % job.parts);
@@ -238,6 +238,11 @@ pub(super) fn epilogue<E: Element>(
             (true, false) => filter.bias_stride,
         },
         class: scratch.class.as_ptr(),
+        scale: match (filter.scale.is_empty(), packed) {
+            (true, _) => std::ptr::null(),
+            (false, true) => scratch.packed_scale.as_ptr(),
+            (false, false) => filter.scale[panel.c_out..].as_ptr(),
+        },
         constant: panel.constant,
         residual: call.residual,
         act: call.act,

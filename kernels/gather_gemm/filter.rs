@@ -2,7 +2,7 @@ use super::micro::UNIT;
 use super::tiles;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
-use crate::simd::tiles::{DEPTH, SIDE};
+use crate::simd::tiles::{SIDE, in_turn, step_len};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Kind, Portable, Simd};
@@ -58,9 +58,11 @@ pub struct Filter<E> {
     pub(super) bias: Vec<f32>,
     pub(super) bias_stride: usize,
     pub(super) output_constant: Option<Vec<f32>>,
+    /// `[c_out + slack]`: what a column's sums are multiplied with, where weights are whole numbers; else empty.
+    pub(super) scale: Vec<f32>,
     /// Kernel rows are read as one tap each: without padding their pixels are neighbours in memory.
     pub(super) folded: bool,
-    /// In pairs, every kernel row begins a step of tiles, so that they can read it where its pixels' channels are neighbours.
+    /// In turns, every kernel row begins a step of tiles, so that they can read it where its pixels' channels are neighbours.
     pub(super) lines: bool,
     pub(super) layout: Layout,
     /// What is computed at once where panels are streamed, and where they are units.
@@ -77,9 +79,9 @@ pub(super) enum Layout {
     /// `[pair of rows][column][row of the pair]`: whatever is active, the cache lines that are read are used, and loads
     /// are whole vectors.
     Units,
-    /// Panels are one tile wide, pair by pair of rows, `[pair of rows][column][row of the pair]`, in the order of
-    /// [`place_in_blocks`], with zeros behind the last row up to a whole step of tiles.
-    Pairs,
+    /// Panels are one tile wide, and so many rows lie in turns as tiles want, `[turn][column][row of the turn]`, in the order
+    /// of [`place_in_blocks`], with zeros behind the last row up to a whole step of tiles.
+    Turns,
 }
 
 /// Some consecutive columns of a filter and the input channels they read.
@@ -110,45 +112,45 @@ pub(super) fn unit_place(row: usize, column: usize) -> usize {
     row / 2 * (2 * UNIT) + 2 * column + row % 2
 }
 
-/// Place of a step in a reduction over `inputs` channels of `taps` taps that meets [`DEPTH`] channels of all taps before the
+/// Place of a step in a reduction over `inputs` channels of `taps` taps that meets [`step_len`] channels of all taps before the
 /// next ones.
-pub(super) fn place_in_blocks(tap: usize, input: usize, taps: usize, inputs: usize) -> usize {
-    let first = input / DEPTH * DEPTH;
-    first * taps + tap * width_of_block(first, inputs) + input - first
+pub(super) fn place_in_blocks<E>(tap: usize, input: usize, taps: usize, inputs: usize) -> usize {
+    let len = step_len::<E>();
+    let first = input / len * len;
+    first * taps + tap * len.min(inputs - first) + input - first
 }
 
-/// Stored row of an input channel of a panel in pairs; with `lines` every kernel row begins a step.
-fn row_in_pairs(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input: usize) -> usize {
+/// Stored row of an input channel of a panel in turns; with `lines` every kernel row begins a step.
+fn row_in_turns<E>(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input: usize) -> usize {
     match lines {
-        true => tap / g.kernel * line_depth(g, panel.inputs) + tap % g.kernel * panel.inputs + input,
-        false => place_in_blocks(tap, input, g.kernel * g.kernel, panel.inputs),
+        true => tap / g.kernel * line_depth::<E>(g, panel.inputs) + tap % g.kernel * panel.inputs + input,
+        false => place_in_blocks::<E>(tap, input, g.kernel * g.kernel, panel.inputs),
     }
 }
 
-/// Where kernel rows begin steps, a reduction takes at most so many tenths of the steps that it takes otherwise.
-const MOST_LINE_STEPS: usize = 15;
+/// Where kernel rows begin steps, a reduction takes at most so many tenths of the steps that it takes otherwise. Of bytes these
+/// are few, so that the copies that rows otherwise need weigh more.
+const fn most_line_steps<E>() -> usize {
+    if size_of::<E>() == 1 { 30 } else { 15 }
+}
 
 /// Stored rows of a kernel row that begins a step.
-fn line_depth(g: &ConvGeometry, inputs: usize) -> usize {
-    (g.kernel * inputs).next_multiple_of(DEPTH)
+fn line_depth<E>(g: &ConvGeometry, inputs: usize) -> usize {
+    (g.kernel * inputs).next_multiple_of(step_len::<E>())
 }
 
-/// Stored rows of a panel in pairs.
-fn depth_in_pairs(g: &ConvGeometry, lines: bool, inputs: usize) -> usize {
+/// Stored rows of a panel in turns.
+fn depth_in_turns<E>(g: &ConvGeometry, lines: bool, inputs: usize) -> usize {
     match lines {
-        true => g.kernel * line_depth(g, inputs),
-        false => (g.kernel * g.kernel * inputs).next_multiple_of(DEPTH),
+        true => g.kernel * line_depth::<E>(g, inputs),
+        false => (g.kernel * g.kernel * inputs).next_multiple_of(step_len::<E>()),
     }
 }
 
-/// Channels that are met together, of those from `first` on.
-fn width_of_block(first: usize, inputs: usize) -> usize {
-    DEPTH.min(inputs - first)
-}
-
-/// Place of a weight in a panel of `stored` columns whose rows lie in pairs.
-pub(super) fn pair_place(row: usize, column: usize, stored: usize) -> usize {
-    row / 2 * (2 * stored) + 2 * column + row % 2
+/// Place of a weight in a panel of `stored` columns whose rows lie in turns.
+pub(super) fn turn_place<E>(row: usize, column: usize, stored: usize) -> usize {
+    let turn = in_turn::<E>();
+    row / turn * (turn * stored) + turn * column + row % turn
 }
 
 impl<E: Element> Filter<E> {
@@ -173,31 +175,32 @@ impl<E: Element> Filter<E> {
             && g.c_in.is_multiple_of(UNIT)
             && deep.columns.is_multiple_of(2 * UNIT);
         let layout = match g.groups {
-            _ if E::DTYPE == DType::Bf16 && isa.has_tiles() => Layout::Pairs,
+            _ if isa.has_tiles_of(E::DTYPE) => Layout::Turns,
             1 if in_units => Layout::Units,
             _ => Layout::Panels,
         };
-        let tile = if layout == Layout::Pairs { tiles::TILE } else { tile };
+        let tile = if layout == Layout::Turns { tiles::TILE } else { tile };
         let taps = g.kernel * g.kernel;
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
-        let one_step = layout != Layout::Pairs || g.kernel * g.c_in <= DEPTH;
+        let one_step = layout != Layout::Turns || g.kernel * g.c_in <= step_len::<E>();
         let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_step;
-        let few_steps = g.kernel <= MOST_LINE_STEPS * (taps * g.c_in).div_ceil(DEPTH) / 10;
-        let lines = layout == Layout::Pairs
+        let few_steps = g.kernel <= most_line_steps::<E>() * (taps * g.c_in).div_ceil(step_len::<E>()) / 10;
+        let lines = layout == Layout::Turns
             && match g.groups {
                 1 => folded && few_steps,
-                _ => g.kernel > 1 && !g.group_in().is_multiple_of(DEPTH),
+                _ => g.kernel > 1 && !g.group_in().is_multiple_of(step_len::<E>()),
             };
         let (panels, len) = match layout {
             Layout::Units => cut(&g, UNIT, UNIT, |inputs| taps * inputs),
-            Layout::Pairs => cut(&g, SIDE, SIDE, |inputs| depth_in_pairs(&g, lines, inputs)),
+            Layout::Turns => cut(&g, SIDE, SIDE, |inputs| depth_in_turns::<E>(&g, lines, inputs)),
             Layout::Panels => cut(&g, tile.lanes, tile.columns, |inputs| taps * inputs),
         };
         let mut data = zeroed(len + SLACK, "packed weights")?;
+        let units = E::weight_units(spec.weight, g.c_out);
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];
-            for o in panel.c_out..panel.c_out + panel.columns {
+            for (o, unit) in (panel.c_out..).zip(&units[panel.c_out..panel.c_out + panel.columns]) {
                 let first = o / g.group_out() * g.group_in() - panel.c_in;
                 for tap in 0..taps {
                     let source = &spec.weight[(o * taps + tap) * g.group_in()..][..g.group_in()];
@@ -205,13 +208,13 @@ impl<E: Element> Filter<E> {
                         let (row, column) = (tap * panel.inputs + first + c, o - panel.c_out);
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
-                            Layout::Pairs => {
-                                let row = row_in_pairs(&g, lines, panel, tap, first + c);
-                                pair_place(row, column, panel.stored)
+                            Layout::Turns => {
+                                let row = row_in_turns::<E>(&g, lines, panel, tap, first + c);
+                                turn_place::<E>(row, column, panel.stored)
                             }
                             Layout::Panels => panel.row(row) + column,
                         };
-                        out[at] = E::from_f32(w);
+                        out[at] = E::from_f32(w / unit);
                     }
                 }
             }
@@ -222,6 +225,10 @@ impl<E: Element> Filter<E> {
             padded.resize(g.c_out + SLACK, 0.0);
             padded
         });
+        let scale = match E::DTYPE {
+            DType::Int8 => units.into_iter().chain([0.0; SLACK]).collect(),
+            _ => vec![],
+        };
         Ok(Self {
             geometry: g,
             panels,
@@ -229,6 +236,7 @@ impl<E: Element> Filter<E> {
             bias,
             bias_stride,
             output_constant,
+            scale,
             folded,
             lines,
             layout,
@@ -243,18 +251,18 @@ impl<E: Element> Filter<E> {
     }
 
     /// Steps of the reduction over `inputs` channels of every tap, whole steps of tiles.
-    pub(super) fn depth_in_pairs(&self, inputs: usize) -> usize {
-        depth_in_pairs(&self.geometry, self.lines, inputs)
+    pub(super) fn depth_in_turns(&self, inputs: usize) -> usize {
+        depth_in_turns::<E>(&self.geometry, self.lines, inputs)
     }
 
-    /// Stored row of an input channel of a panel in pairs.
-    pub(super) fn row_in_pairs(&self, panel: &Panel, tap: usize, input: usize) -> usize {
-        row_in_pairs(&self.geometry, self.lines, panel, tap, input)
+    /// Stored row of an input channel of a panel in turns.
+    pub(super) fn row_in_turns(&self, panel: &Panel, tap: usize, input: usize) -> usize {
+        row_in_turns::<E>(&self.geometry, self.lines, panel, tap, input)
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<E>() + self.bias.len() * size_of::<f32>()
+        self.data.len() * size_of::<E>() + (self.bias.len() + self.scale.len()) * size_of::<f32>()
     }
 
     /// Row of the bias table for the output pixel `(y, x)`.
@@ -387,9 +395,9 @@ fn tile_for(isa: Isa, g: &ConvGeometry) -> Tile {
     if g.groups == 1 && short && g.c_out.is_multiple_of(wide.columns) { wide } else { deep }
 }
 
-/// The GEMM tile of an instruction set, for all but short reductions; of bfloat16 where it multiplies tiles of that.
-pub fn tile(isa: Isa) -> Tile {
-    if isa.has_tiles() { tiles::TILE } else { vector_tiles(isa)[0] }
+/// The GEMM tile of an instruction set and a type of elements, for all but short reductions.
+pub fn tile(isa: Isa, dtype: DType) -> Tile {
+    if isa.has_tiles_of(dtype) { tiles::TILE } else { vector_tiles(isa)[0] }
 }
 
 /// The usual tile, and the one for short reductions.
@@ -405,7 +413,7 @@ fn vector_tiles(isa: Isa) -> [Tile; 2] {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Kind::Amx => of::<Avx512>(),
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => of::<Avx512>(),
+        Kind::Vnni | Kind::Avx512 => of::<Avx512>(),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => of::<Avx2>(),
         #[cfg(target_arch = "aarch64")]

@@ -14,7 +14,7 @@ pub(super) struct Segment {
 }
 
 use crate::simd::{Outlined, Simd, dispatch};
-use crate::{Act, Element};
+use crate::{Act, DType, Element};
 use std::ops::Range;
 
 /// A block of gathered rows × one panel, computed tile by tile. Pointers that are indexed by row have `rows` entries.
@@ -54,6 +54,8 @@ pub(super) struct Epilogue<E> {
     pub(super) bias_stride: usize,
     /// `[rows]`: class of each row.
     pub(super) class: *const u32,
+    /// What the sums of the panel's columns are multiplied with; null: nothing, but where elements are whole numbers.
+    pub(super) scale: *const f32,
     /// Subtracted behind the activation; null: nothing.
     pub(super) constant: *const f32,
     pub(super) residual: bool,
@@ -191,8 +193,9 @@ unsafe fn compute_part<S: Simd, E: Element>(
             _ => unreachable!("a panel has as many vectors as a tile"),
         }
         if last && !strip.end.whole() {
+            let sums = if strip.panel.apart { Sums::Apart(sums) } else { Sums::Rows(sums) };
             // SAFETY: see above.
-            unsafe { finish::<S, E>(&strip.end, first..first + rows, vectors, sums, strip.panel.apart) };
+            unsafe { finish::<S, E>(&strip.end, first..first + rows, vectors, sums) };
         }
         first += rows;
     }
@@ -391,7 +394,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 return;
             }
             let least = S::splat(if strip.end.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
-            let Epilogue { residual, column, bias, bias_stride, constant, .. } = strip.end;
+            let Epilogue { residual, column, bias, bias_stride, scale, constant, .. } = strip.end;
             let (out, class) = (strip.end.out.add(first), strip.end.class.add(first));
             // Branches, which cost less between two tiles than to add what is zero.
             macro_rules! write {
@@ -406,7 +409,11 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                         if GATHER == UNITS {
                             v[j] = S::add_pairs(v[2 * j % NV], v[(2 * j + 1) % NV]);
                         }
-                        v[j] = S::add(v[j], S::load_f32(bias.add(j * S::LANES)));
+                        let bias = S::load_f32(bias.add(j * S::LANES));
+                        v[j] = match E::DTYPE {
+                            DType::Int8 => S::fma(v[j], S::load_f32(scale.add(j * S::LANES)), bias),
+                            _ => S::add(v[j], bias),
+                        };
                     }
                     if residual {
                         for j in 0..vectors {
@@ -432,8 +439,18 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
     }
 }
 
-/// Bias, residual, activation, constant, store, of sums that a tile left in memory; `vectors` of each row, with `apart` of
-/// even and odd rows of the panel side by side.
+/// Sums that were left in memory.
+#[derive(Clone, Copy)]
+pub(super) enum Sums {
+    /// Row by row.
+    Rows(*const f32),
+    /// The same, those over even and odd rows of the panel side by side.
+    Apart(*const f32),
+    /// Row by row, as whole numbers.
+    Whole(*const i32),
+}
+
+/// Bias, residual, activation, constant, store, of sums that a tile left in memory, `vectors` of each row.
 ///
 /// # Safety
 /// As for [`compute`], inside a function compiled for `S`.
@@ -442,26 +459,30 @@ pub(super) unsafe fn finish<S: Simd, E: Element>(
     end: &Epilogue<E>,
     rows: Range<usize>,
     vectors: usize,
-    sums: *const f32,
-    apart: bool,
+    sums: Sums,
 ) {
     // SAFETY: see above.
     unsafe {
         let zero = S::splat(0.0);
-        let mut sum = sums;
-        for row in rows {
+        for (i, row) in rows.enumerate() {
+            let first = i * vectors * S::LANES;
             let out = (*end.out.add(row)).add(end.column);
             let bias = end.bias_of(row);
             for at in (0..end.columns).step_by(S::LANES) {
                 let n = end.columns - at;
-                let v = match apart {
-                    true => S::add_pairs(
-                        S::load_f32(sum.add(2 * at)),
-                        S::load_f32(sum.add((2 * at + S::LANES).min((vectors - 1) * S::LANES))),
+                let v = match sums {
+                    Sums::Rows(sums) => S::load_f32(sums.add(first + at)),
+                    Sums::Apart(sums) => S::add_pairs(
+                        S::load_f32(sums.add(first + 2 * at)),
+                        S::load_f32(sums.add(first + (2 * at + S::LANES).min((vectors - 1) * S::LANES))),
                     ),
-                    false => S::load_f32(sum.add(at)),
+                    Sums::Whole(sums) => S::load_i32(sums.add(first + at)),
                 };
-                let mut v = S::add(v, S::load_f32(bias.add(at)));
+                let bias = S::load_f32(bias.add(at));
+                let mut v = match E::DTYPE {
+                    DType::Int8 => S::fma(v, S::load_f32(end.scale.add(at)), bias),
+                    _ => S::add(v, bias),
+                };
                 if end.residual {
                     v = S::add(v, S::load_first(out.add(at).cast_const(), n));
                 }
@@ -476,7 +497,6 @@ pub(super) unsafe fn finish<S: Simd, E: Element>(
                 }
                 S::store_first(out.add(at), n, v);
             }
-            sum = sum.add(vectors * S::LANES);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::filter::{Layout, Panel, SLACK};
 use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
 use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
-use crate::simd::tiles::{DEPTH, SIDE};
+use crate::simd::tiles::{SIDE, step_len};
 use crate::{Element, Isa};
 use smallvec::SmallVec;
 use std::ops::Range;
@@ -130,7 +130,7 @@ pub(super) fn place<E: Element>(
             });
             Some(PanelRows { units, listed, apart: true })
         }
-        Meets::Stream if filter.layout == Layout::Pairs && filter.geometry().groups == 1 => {
+        Meets::Stream if filter.layout == Layout::Turns && filter.geometry().groups == 1 => {
             let first = column * (job.width / SIDE);
             let units = std::array::from_fn(|i| start((first + i).min(filter.panels.len() - 1)));
             Some(PanelRows { units, listed, apart: false })
@@ -188,6 +188,10 @@ pub(super) fn prepare<E: Element>(
             packed.for_each(|(packed, &o)| *packed = bias[o as usize]);
         }
     }
+    if let Some(list) = job.c_out.filter(|_| !filter.scale.is_empty()) {
+        let packed = scratch.packed_scale.iter_mut().zip(&list[span.clone()]);
+        packed.for_each(|(packed, &o)| *packed = filter.scale[o as usize]);
+    }
     let rows = place(filter, job, column, scratch)
         .unwrap_or_else(|| packed(isa, filter, job, (column, &span, &window, stored), scratch));
     Some(Ready { rows, stored, c_out, columns, constant, packed: job.c_out.is_some() })
@@ -215,7 +219,7 @@ fn packed<E: Element>(
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
         let whole = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
-        if filter.layout == Layout::Pairs
+        if filter.layout == Layout::Turns
             && g.groups == 1
             && whole
             && g.c_in.is_multiple_of(UNIT)
@@ -223,9 +227,9 @@ fn packed<E: Element>(
         {
             let unit = |i: usize| channel(span.start + i * UNIT) / UNIT;
             let units: SmallVec<[usize; PACKED_UNITS]> = (0..span.len().div_ceil(UNIT)).map(unit).collect();
-            pack::copy_pair_units(isa, filter, &units, inputs, packed);
-        } else if filter.layout == Layout::Pairs {
-            pack::copy_pairs(filter, span.clone().map(channel), inputs, window, packed);
+            pack::copy_turn_units(isa, filter, &units, inputs, packed);
+        } else if filter.layout == Layout::Turns {
+            pack::copy_turns(filter, span.clone().map(channel), inputs, window, packed);
         } else if filter.layout == Layout::Panels {
             let panel = Columns::new(filter, span.clone().map(channel));
             pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
@@ -240,8 +244,8 @@ fn packed<E: Element>(
     }
     let packed = scratch.packed.as_slice()[start..].as_ptr();
     let mut units = [packed; MAX_UNITS];
-    if filter.layout == Layout::Pairs {
-        let depth = (taps * inputs.map_or(window.len(), <[u32]>::len)).next_multiple_of(DEPTH);
+    if filter.layout == Layout::Turns {
+        let depth = (taps * inputs.map_or(window.len(), <[u32]>::len)).next_multiple_of(step_len::<E>());
         units[1] = packed.wrapping_add(depth * SIDE);
     }
     PanelRows { units, listed: std::ptr::null(), apart: false }

@@ -5,7 +5,7 @@ use super::micro::Segment;
 use super::pack::LONGEST;
 use super::panel::Meets;
 use super::tiles::{self, Operand};
-use crate::simd::tiles::DEPTH;
+use crate::simd::tiles::step_len;
 use crate::{Buffer, Element, Result};
 use std::ops::Range;
 
@@ -38,6 +38,7 @@ pub struct Scratch<E> {
     /// Sample and column that each of them is of.
     pub(super) packed_of: Vec<(usize, usize)>,
     pub(super) packed_bias: Vec<f32>,
+    pub(super) packed_scale: Vec<f32>,
     pub(super) packed_constant: Vec<f32>,
 }
 
@@ -49,7 +50,7 @@ impl<E: Element> Scratch<E> {
     pub fn new() -> Result<Self> {
         let empty = || Buffer::zeroed(0, "scratch");
         let (zeros, packed, gathered) = (empty()?, empty()?, empty()?);
-        let (packed_bias, packed_constant) = (Vec::new(), Vec::new());
+        let (packed_bias, packed_scale, packed_constant) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self {
             taps: vec![],
             out: vec![],
@@ -67,6 +68,7 @@ impl<E: Element> Scratch<E> {
             packed_len: 0,
             packed_of: vec![],
             packed_bias,
+            packed_scale,
             packed_constant,
         })
     }
@@ -88,14 +90,14 @@ impl<E: Element> Scratch<E> {
         let inputs = filter.panels.iter().map(|panel| panel.inputs).max().unwrap_or(0);
         let depth = g.kernel * g.kernel * inputs;
         let rows = match filter.layout {
-            Layout::Pairs => tiles::MOST_ROWS,
+            Layout::Turns => tiles::MOST_ROWS,
             _ if packs => WIDE_BLOCK_ROWS + filter.tile.rows.max(filter.units_tile.rows),
             _ => BLOCK_ROWS + filter.tile.rows,
         };
         let taps = rows * g.kernel * g.kernel;
         self.taps.resize(self.taps.len().max(taps), std::ptr::null());
         let sums = match filter.layout {
-            Layout::Pairs => tiles::KEPT_SUMS,
+            Layout::Turns => tiles::KEPT_SUMS,
             _ => rows * filter.tile.columns.max(2 * filter.units_tile.columns),
         };
         if self.sums.len() < sums {
@@ -112,18 +114,19 @@ impl<E: Element> Scratch<E> {
         // What an earlier call packed is of other weights, and what it gathered of other rows.
         self.packed_of.clear();
         self.block = None;
-        if filter.layout == Layout::Pairs {
-            let depth = filter.depth_in_pairs(inputs);
-            grow(&mut self.gathered, tiles::gathered_bytes(depth) / size_of::<E>(), "gathered rows")?;
+        if filter.layout == Layout::Turns {
+            let depth = filter.depth_in_turns(inputs);
+            grow(&mut self.gathered, tiles::gathered_bytes::<E>(depth) / size_of::<E>(), "gathered rows")?;
             self.operand.reserve(rows, depth);
         }
         if packs {
-            self.packed_len = (depth.next_multiple_of(DEPTH) * filter.tile.columns).max(1);
+            self.packed_len = (depth.next_multiple_of(step_len::<E>()) * filter.tile.columns).max(1);
             let panels = (PACKED_BYTES / size_of::<E>() / self.packed_len).clamp(1, filter.panels.len());
             grow(&mut self.packed, panels * self.packed_len + SLACK, "packed active columns")?;
             self.packed_of.reserve(filter.panels.len());
             let bias = filter.bias.len() / filter.bias_stride * filter.tile.columns + SLACK;
             self.packed_bias.resize(self.packed_bias.len().max(bias), 0.0);
+            self.packed_scale.resize(self.packed_scale.len().max(filter.tile.columns + SLACK), 0.0);
             self.packed_constant.resize(self.packed_constant.len().max(filter.tile.columns + SLACK), 0.0);
         }
         Ok(())

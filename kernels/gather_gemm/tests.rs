@@ -1,7 +1,7 @@
 use super::*;
 use crate::simd::Kind;
 use crate::testing::{Density, Random, worst};
-use crate::{Channels, ConvGeometry, Crew, Extent, Isa, Team};
+use crate::{Channels, ConvGeometry, Crew, DType, Extent, Isa, Team};
 use proptest::prelude::*;
 
 /// One case, by everything that distinguishes it.
@@ -67,6 +67,37 @@ fn unpadded(g: ConvGeometry) -> ConvGeometry {
     }
 }
 
+/// Weights and other values of a case: for floating point elements of order one, of whole numbers so that every sum is exact.
+struct Values {
+    weight: Vec<f32>,
+    /// What values are multiplied with and rounded to.
+    scale: f32,
+    whole: bool,
+}
+
+impl Values {
+    fn new<E: Element>(g: &ConvGeometry, random: &mut Random) -> Self {
+        let len = g.kernel * g.kernel * g.group_in();
+        let weight = random.values(g.weights());
+        if E::DTYPE != DType::Int8 {
+            let scale = 1.0 / (len as f32).sqrt();
+            let weight = weight.into_iter().map(|w| E::from_f32(w * scale).to_f32()).collect();
+            return Self { weight, scale: 1.0, whole: false };
+        }
+        // Multiples of a power of two, of which the largest of each channel is 127 times that: they are packed as they are. Sums
+        // are of order 40.
+        let unit = (-(73.0f32 * (len as f32).sqrt() / 40.0 * 73.0).log2().round()).exp2();
+        let whole = |(i, w): (usize, f32)| if i % len == 0 { 127.0 } else { (127.0 * w).round() };
+        let weight = weight.into_iter().enumerate().map(|w| unit * whole(w)).collect();
+        Self { weight, scale: 127.0, whole: true }
+    }
+
+    fn some(&self, random: &mut Random, len: usize) -> Vec<f32> {
+        let round = |v: f32| if self.whole { (self.scale * v).round() } else { self.scale * v };
+        random.values(len).into_iter().map(round).collect()
+    }
+}
+
 fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let (got, want) = outputs::<E>(case, isa);
     let worst = worst(&got, &want, 1.0);
@@ -77,14 +108,13 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
 fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
     let g = case.geometry;
     let mut random = Random(case.seed);
-    let scale = 1.0 / ((g.kernel * g.kernel * g.group_in()) as f32).sqrt();
-    let round = |values: Vec<f32>| values.into_iter().map(|v| E::from_f32(v).to_f32()).collect::<Vec<_>>();
-    let weight = round(random.values(g.weights()).into_iter().map(|w| w * scale).collect());
-    let bias = random.values(g.c_out);
-    let (input_constant, output_constant) = (random.values(g.c_in), random.values(g.c_out));
+    let values = Values::new::<E>(&g, &mut random);
+    let bias = values.some(&mut random, g.c_out);
+    let (input_constant, output_constant) =
+        (values.some(&mut random, g.c_in), values.some(&mut random, g.c_out));
     let spec = FilterSpec {
         geometry: g,
-        weight: &weight,
+        weight: &values.weight,
         bias: &bias,
         input_constant: case.constants.then_some(&input_constant),
         output_constant: case.constants.then_some(&output_constant),
@@ -99,10 +129,10 @@ fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
     let c_out = list(g.c_out, case.listed.1, &mut random);
     let compact_in = case.compact && g.is_pointwise();
     let placement = |compact| if compact { Placement::Compact } else { Placement::Natural };
-    let input: Vec<E> =
-        random.values(case.batch * g.input.pixels() * g.c_in).into_iter().map(E::from_f32).collect();
-    let before: Vec<E> =
-        random.values(case.batch * g.output.pixels() * g.c_out).into_iter().map(E::from_f32).collect();
+    let mut map = |map: Extent, c: usize| -> Vec<E> {
+        values.some(&mut random, case.batch * map.pixels() * c).into_iter().map(E::from_f32).collect()
+    };
+    let (input, before) = (map(g.input, g.c_in), map(g.output, g.c_out));
 
     let call = |output| GatherGemm {
         active: ActiveSet { rows: &rows, c_in: &c_in, c_out: &c_out },
@@ -120,12 +150,14 @@ fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
     let crew = Crew::start(case.threads).unwrap();
     let mut scratch: Vec<_> = (0..case.threads).map(|_| Scratch::new().unwrap()).collect();
     Team::scope(Some(&crew), |team| run(isa, team, &filter, &mut scratch, call(&mut got[..]))).unwrap();
-    let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
-    (values(&got), values(&want))
+    let floats = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+    (floats(&got), floats(&want))
 }
 
 /// f32 sums of up to a few thousand terms of order one over √terms, in another order.
 const SUMMATION_ORDER: f32 = 2e-5;
+/// Whole numbers are summed exactly.
+const EXACT: f32 = 0.0;
 /// One rounding to bf16 of a value that differs by [`SUMMATION_ORDER`].
 const BF16_ROUNDING: f32 = 8e-3;
 
@@ -135,6 +167,7 @@ fn check_everywhere(case: &Case) {
     }
     for isa in Isa::available().into_iter().chain([Isa(Kind::SoftTiles)]) {
         check::<half::bf16>(case, isa, BF16_ROUNDING);
+        check::<i8>(case, isa, EXACT);
     }
 }
 
@@ -420,6 +453,7 @@ proptest! {
         check::<f32>(&case, Isa::available()[seed as usize % Isa::available().len()], SUMMATION_ORDER);
         for isa in Isa::named("amx").into_iter().chain([Isa(Kind::SoftTiles)]) {
             check::<half::bf16>(&case, isa, BF16_ROUNDING);
+            check::<i8>(&case, isa, EXACT);
         }
     }
 }

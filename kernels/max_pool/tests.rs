@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::Random;
+use crate::testing::{Random, scale};
 use crate::{Crew, Extent, Isa, Team};
 use half::bf16;
 use proptest::prelude::*;
@@ -13,7 +13,9 @@ fn pooling(input: (usize, usize, usize), kernel: usize, stride: usize, pad: usiz
 fn check<E: Element>(geometry: ConvGeometry, batch: usize, isa: Isa, nan: usize, shift: f32) {
     let mut random = Random(geometry.c_in as u64 + batch as u64);
     let input: Vec<E> = (0..batch * geometry.input.pixels() * geometry.c_in)
-        .map(|_| if random.below(nan) == 0 { f32::NAN } else { random.value() - 1.0 + shift })
+        .map(
+            |_| if random.below(nan) == 0 { f32::NAN } else { scale::<E>() * (random.value() - 1.0 + shift) },
+        )
         .map(E::from_f32)
         .collect();
     let len = batch * geometry.output.pixels() * geometry.c_out;
@@ -47,6 +49,7 @@ fn shapes_by_name() {
             for (nan, shift) in [(usize::MAX, 0.0), (usize::MAX, -5.0), (20, 0.0), (2, 0.0)] {
                 check::<f32>(geometry, 2, isa, nan, shift);
                 check::<bf16>(geometry, 1, isa, nan, shift);
+                check::<i8>(geometry, 1, isa, usize::MAX, shift);
             }
         }
     }

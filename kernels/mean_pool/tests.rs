@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Density, Random, worst};
+use crate::testing::{Density, Random, elements, worst};
 use crate::{Crew, Isa, PartSums, Team};
 use proptest::prelude::*;
 
@@ -33,8 +33,7 @@ fn check<E: Element>(case: &Case, isa: Isa) {
         Some((density, group)) => density.channels(&mut random, case.batch, case.c, group),
         None => Channels::all(case.c),
     };
-    let input: Vec<E> =
-        random.values(case.batch * case.pixels * case.c).into_iter().map(E::from_f32).collect();
+    let input: Vec<E> = elements(&mut random, case.batch * case.pixels * case.c);
     let before = random.values(case.batch * case.c);
     fn call<'a, E>(
         case: &Case,
@@ -64,6 +63,7 @@ fn check_everywhere(case: &Case) {
     for isa in Isa::available() {
         check::<f32>(case, isa);
         check::<half::bf16>(case, isa);
+        check::<i8>(case, isa);
     }
 }
 

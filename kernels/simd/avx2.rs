@@ -55,6 +55,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m256) {
+        unsafe {
+            // What is beyond 32 bits would become the least.
+            let whole = _mm256_cvtps_epi32(_mm256_min_ps(v, _mm256_set1_ps(127.0)));
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(p: *const i32) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn splat_pair<E: Element>(p: *const E) -> __m256 {
         unsafe {
             match E::DTYPE {
@@ -63,6 +80,13 @@ impl Simd for Avx2 {
                     let pair = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
                     let odd = _mm256_and_si256(pair, _mm256_set1_epi32(!0xffff));
                     _mm256_castsi256_ps(_mm256_blend_epi32::<0xaa>(_mm256_slli_epi32::<16>(pair), odd))
+                }
+                DType::Int8 => {
+                    let pair = _mm256_set1_epi16(p.cast::<i16>().read_unaligned());
+                    // Sign-extended: the first of each pair in even lanes, the second in odd ones.
+                    let even = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pair));
+                    let odd = _mm256_srai_epi32::<24>(pair);
+                    _mm256_cvtepi32_ps(_mm256_blend_epi32::<0xaa>(even, odd))
                 }
             }
         }

@@ -62,6 +62,22 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m512) {
+        unsafe {
+            // What is beyond 32 bits would become the least.
+            let whole = _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(127.0)));
+            _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(whole));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(p: *const i32) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn splat_pair<E: Element>(p: *const E) -> __m512 {
         unsafe {
             match E::DTYPE {
@@ -70,6 +86,12 @@ impl Simd for Avx512 {
                     let pair = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
                     let odd = _mm512_and_si512(pair, _mm512_set1_epi32(!0xffff));
                     _mm512_castsi512_ps(_mm512_mask_slli_epi32::<16>(odd, 0x5555, pair))
+                }
+                DType::Int8 => {
+                    let pair = _mm512_set1_epi16(p.cast::<i16>().read_unaligned());
+                    // Sign-extended: the first of each pair in even lanes, the second in odd ones.
+                    let even = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pair));
+                    _mm512_cvtepi32_ps(_mm512_mask_srai_epi32::<24>(even, 0xaaaa, pair))
                 }
             }
         }

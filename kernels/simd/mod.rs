@@ -29,9 +29,12 @@ pub struct Isa(pub(crate) Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// AVX-512 with vectors and tiles of bfloat16.
+    /// AVX-512 with vectors and tiles of bfloat16, and tiles of bytes.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
+    /// AVX-512 with products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -39,7 +42,7 @@ pub(crate) enum Kind {
     #[cfg(target_arch = "aarch64")]
     Neon,
     Portable,
-    /// `Portable`, with tiles for bfloat16 in software: how tiles are used is tested everywhere.
+    /// `Portable`, with tiles in software: how tiles are used is tested everywhere.
     #[cfg(test)]
     SoftTiles,
 }
@@ -59,6 +62,9 @@ impl Isa {
                 sets.push(Isa(Kind::Amx));
             }
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Isa(Kind::Vnni));
+                }
                 sets.push(Isa(Kind::Avx512));
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -81,22 +87,24 @@ impl Isa {
     /// The set that computes fastest with elements of a type.
     pub fn best_for(dtype: DType) -> Isa {
         let sets = Isa::available();
-        let fits = |isa: &&Isa| dtype == DType::Bf16 || !isa.has_tiles();
+        let fits = |isa: &&Isa| isa.has_tiles_of(dtype) || !isa.has_tiles_of(DType::Int8);
         sets.iter().find(fits).copied().unwrap_or(Isa(Kind::Portable))
     }
 
-    /// Whether it multiplies tiles of bfloat16.
-    pub(crate) fn has_tiles(self) -> bool {
+    /// Whether it multiplies tiles of a type; those that do of any do of bytes.
+    pub(crate) fn has_tiles_of(self, dtype: DType) -> bool {
         match self.0 {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Kind::Amx => true,
+            Kind::Amx => dtype != DType::F32,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => dtype == DType::Int8,
             #[cfg(test)]
-            Kind::SoftTiles => true,
+            Kind::SoftTiles => dtype != DType::F32,
             _ => false,
         }
     }
 
-    /// The set of that name (`amx`, `avx512`, `avx2`, `neon`, `portable`).
+    /// The set of that name (`amx`, `avx512vnni`, `avx512`, `avx2`, `neon`, `portable`).
     ///
     /// # Errors
     /// [`Error::Isa`] when the machine lacks it or the name is unknown.
@@ -112,6 +120,8 @@ impl Isa {
         match self.0 {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Kind::Amx => "amx",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -194,6 +204,38 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for LANES <= 16 readable values.
+        unsafe {
+            for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+                *lane = f32::from(*p.add(i));
+            }
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
+    /// Stores all lanes, rounded to nearest even and saturated; none of them may be NaN.
+    unsafe fn store_i8(p: *mut i8, v: Self::V) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for LANES <= 16 writable values.
+        unsafe {
+            Self::store_f32(lanes.as_mut_ptr(), v);
+            for (i, lane) in lanes.iter().enumerate().take(Self::LANES) {
+                *p.add(i) = i8::from_f32(*lane);
+            }
+        }
+    }
+    /// Loads whole numbers of 32 bits, rounded to f32.
+    unsafe fn load_i32(p: *const i32) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for LANES <= 16 readable values.
+        unsafe {
+            for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+                *lane = p.add(i).read() as f32;
+            }
+            Self::load_f32(lanes.as_ptr())
+        }
+    }
     /// `a·b + c`, rounded once where the set has a fused multiply-add.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -223,6 +265,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             match E::DTYPE {
                 DType::F32 => Self::load_f32(p.cast()),
                 DType::Bf16 => Self::load_bf16(p.cast()),
+                DType::Int8 => Self::load_i8(p.cast()),
             }
         }
     }
@@ -234,6 +277,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             match E::DTYPE {
                 DType::F32 => Self::store_f32(p.cast(), v),
                 DType::Bf16 => Self::store_bf16(p.cast(), v),
+                DType::Int8 => Self::store_i8(p.cast(), v),
             }
         }
     }
@@ -329,7 +373,7 @@ macro_rules! dispatch {
                 $crate::simd::Kind::Amx => unsafe { avx512::<$e>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the token says that the machine has these features.
-                $crate::simd::Kind::Avx512 => unsafe { avx512::<$e>($($arg),*) },
+                $crate::simd::Kind::Vnni | $crate::simd::Kind::Avx512 => unsafe { avx512::<$e>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the token says that the machine has these features.
                 $crate::simd::Kind::Avx2 => unsafe { avx2::<$e>($($arg),*) },

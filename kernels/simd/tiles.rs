@@ -1,24 +1,35 @@
-//! Products of 16×16 tiles of bfloat16, for which some processors have instructions (Intel's AMX).
+//! Products of 16×16 tiles of bfloat16 or of bytes, for which some processors have instructions (Intel's AMX). Others have
+//! vectors that multiply bytes (AVX-512 VNNI): there these products are computed from the same operands.
+
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use super::{Isa, Kind};
-use half::bf16;
+use crate::{DType, Element};
 
 /// Rows and columns of a tile of sums.
 pub(crate) const SIDE: usize = 16;
-/// Steps of a reduction that are done at a time: 64 bytes of each row.
-pub(crate) const DEPTH: usize = 32;
+/// Elements of each row that are met at a time, in a step of a reduction: 64 bytes.
+pub(crate) const fn step_len<E>() -> usize {
+    64 / size_of::<E>()
+}
+
+/// Rows of columns' tiles that lie in turns: four bytes of each column.
+pub(crate) const fn in_turn<E>() -> usize {
+    4 / size_of::<E>()
+}
 
 /// A product of up to two tiles of rows and two of columns.
 ///
 /// ```text
-/// sums[i][j] (+)= Σ_s Σ_k a[i / 16][i % 16][offsets[s] + k] · b[j / 16][DEPTH·s + k][j % 16]
+/// sums[i][j] (+)= Σ_s Σ_k a[i / 16][i % 16][offsets[s] + k] · b[j / 16][step_len·s + k][j % 16]
 /// ```
 ///
-/// with `k` in `0..DEPTH`; two rows of `b` lie in turns.
+/// with `k` in `0..step_len`; [`in_turn`] rows of `b` lie in turns.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Product {
+pub(crate) struct Product<E> {
     /// First value of each tile's row 0.
-    pub(crate) a: [*const bf16; 2],
+    pub(crate) a: [*const E; 2],
     /// Bytes from there to what each step reads.
     pub(crate) offsets: *const usize,
     /// Bytes from row to row.
@@ -26,12 +37,12 @@ pub(crate) struct Product {
     /// Rows are in two tiles; otherwise in one, and `a[1]` is not read.
     pub(crate) two_rows: bool,
     /// The columns' tiles.
-    pub(crate) b: [*const bf16; 2],
+    pub(crate) b: [*const E; 2],
     /// Columns are in two tiles; otherwise in one, and `b[1]` is not read.
     pub(crate) two_columns: bool,
     /// Steps of the reduction, at least one.
     pub(crate) steps: usize,
-    /// `[rows][columns]`: what is written, whole tiles.
+    /// `[rows][columns]`: what is written, whole tiles. Of bytes these are numbers of the type `i32`.
     pub(crate) sums: *mut f32,
     /// The product is added to the sums; otherwise they begin with it.
     pub(crate) adds: bool,
@@ -55,6 +66,8 @@ impl Tiles {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: the token says that the machine has tiles and this process may use them.
             Kind::Amx => unsafe { amx::configure() },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => {}
             #[cfg(test)]
             Kind::SoftTiles => {}
             _ => panic!("{} has no tiles", isa.name()),
@@ -67,12 +80,15 @@ impl Tiles {
     /// # Safety
     /// 16 rows of each tile of `a` and `16 · steps` pairs of rows of each tile of `b` can be read, and as many sums written.
     #[inline(always)]
-    pub(crate) unsafe fn multiply(&self, product: &Product) {
+    pub(crate) unsafe fn multiply<E: Element>(&self, product: &Product<E>) {
+        assert!(E::DTYPE != DType::F32, "tiles are of bfloat16 or of bytes");
         // SAFETY: the caller's promise; `new` has made the thread ready.
         unsafe {
             match self.isa.0 {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Kind::Amx => amx::multiply(product),
+                #[cfg(target_arch = "x86_64")]
+                Kind::Vnni => vnni::multiply(product),
                 _ => in_software(product),
             }
         }
@@ -93,35 +109,43 @@ impl Drop for Tiles {
 ///
 /// # Safety
 /// As for [`Tiles::multiply`].
-unsafe fn in_software(p: &Product) {
+unsafe fn in_software<E: Element>(p: &Product<E>) {
+    let (depth, turn) = (step_len::<E>(), in_turn::<E>());
     let (rows, columns) = (SIDE * (1 + usize::from(p.two_rows)), SIDE * (1 + usize::from(p.two_columns)));
     for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
         // SAFETY: the caller's promise.
         unsafe {
             let row = p.a[i / SIDE].byte_add(i % SIDE * p.pitch);
-            let column = p.b[j / SIDE].add(2 * (j % SIDE));
-            let term = |k: usize| {
-                let a = row.byte_add(*p.offsets.add(k / DEPTH)).add(k % DEPTH);
-                (*a).to_f32() * (*column.add(k / 2 * 2 * SIDE + k % 2)).to_f32()
-            };
+            let column = p.b[j / SIDE].add(turn * (j % SIDE));
+            let terms = (0..depth * p.steps).map(|k| {
+                let a = row.byte_add(*p.offsets.add(k / depth)).add(k % depth);
+                (*a).to_f32() * (*column.add(k / turn * turn * SIDE + k % turn)).to_f32()
+            });
             let sum = p.sums.add(i * columns + j);
-            *sum =
-                (0..DEPTH * p.steps).map(term).fold(if p.adds { *sum } else { 0.0 }, |sum, term| sum + term);
+            match E::DTYPE {
+                DType::Int8 => {
+                    let sum = sum.cast::<i32>();
+                    *sum = terms.fold(if p.adds { *sum } else { 0 }, |sum, term| sum + term as i32);
+                }
+                _ => *sum = terms.fold(if p.adds { *sum } else { 0.0 }, |sum, term| sum + term),
+            }
         }
     }
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) mod amx {
-    use super::{Product, SIDE};
+    use super::{DType, Element, Product, SIDE};
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    /// Whether the processor has tiles of bfloat16, and the system lets this process use them, for which it has to be asked.
+    /// Whether the processor has tiles of bfloat16 and of bytes, and the system lets this process use them, for which it has to be asked.
     pub(crate) fn available() -> bool {
         const BF16: u32 = 1 << 22;
         const TILE: u32 = 1 << 24;
-        let known = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE;
+        const INT8: u32 = 1 << 25;
+        const ALL: u32 = BF16 | TILE | INT8;
+        let known = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & ALL == ALL;
         known && permitted()
     }
 
@@ -171,120 +195,133 @@ pub(super) mod amx {
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
     }
 
-    /// # Safety
-    /// As for [`Tiles::multiply`](super::Tiles::multiply), on a thread that is [configured](configure).
-    #[inline(always)]
-    pub(crate) unsafe fn multiply(p: &Product) {
-        // Sums live in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7. Nothing stays in a tile between two calls.
-        macro_rules! product {
-            ([$($begin:expr)*] [$($step:literal)*] [$($store:expr)*]) => {
-                asm!(
-                    $($begin,)*
-                    "2:",
-                    "mov {i}, [{offsets}]",
-                    "add {offsets}, 8",
-                    "mov {a}, 64 # {a1}",
-                    $($step,)*
-                    "add {b0}, 1024", "add {b1}, 1024",
-                    "mov {i}, {lines}",
-                    "test {i}, {i}", "jz 4f",
-                    "3:", "prefetcht1 [{ahead}]", "add {ahead}, 64", "dec {i}", "jnz 3b",
-                    "4:",
-                    "dec {steps}", "jnz 2b",
-                    $($store,)*
-                    a0 = in(reg) p.a[0],
-                    a1 = in(reg) p.a[1],
-                    offsets = inout(reg) p.offsets => _,
-                    b0 = inout(reg) p.b[0] => _,
-                    b1 = inout(reg) p.b[1] => _,
-                    steps = inout(reg) p.steps => _,
-                    ahead = inout(reg) p.ahead => _,
-                    lines = in(reg) p.lines,
-                    i = out(reg) _,
-                    a = out(reg) _,
-                    pitch = in(reg) p.pitch,
-                    sums = in(reg) p.sums,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack)
-                )
-            };
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            macro_rules! tiles {
-                ($row:literal, $step:tt: $($tile:literal $place:literal)*) => {
-                    match p.adds {
-                        true => product!(
-                            [
-                                concat!("mov {i}, ", $row)
-                                $(concat!("tileloadd tmm", $tile, ", [{sums} + {i}", $place, "]"))*
-                            ]
-                            $step
-                            [
-                                concat!("mov {i}, ", $row)
-                                $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
-                            ]
-                        ),
-                        false => product!(
-                            [$(concat!("tilezero tmm", $tile))*]
-                            $step
-                            [
-                                concat!("mov {i}, ", $row)
-                                $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
-                            ]
-                        ),
-                    }
-                };
+    // Sums live in tiles 0 to 3, rows in 4 and 5, columns in 6 and 7. Nothing stays in a tile between two calls.
+    macro_rules! product {
+        ($p:ident, [$($begin:expr)*] [$($step:expr)*] [$($store:expr)*]) => {
+            asm!(
+                $($begin,)*
+                "2:",
+                "mov {i}, [{offsets}]",
+                "add {offsets}, 8",
+                "mov {a}, 64 # {a1}",
+                $($step,)*
+                "add {b0}, 1024", "add {b1}, 1024",
+                "mov {i}, {lines}",
+                "test {i}, {i}", "jz 4f",
+                "3:", "prefetcht1 [{ahead}]", "add {ahead}, 64", "dec {i}", "jnz 3b",
+                "4:",
+                "dec {steps}", "jnz 2b",
+                $($store,)*
+                a0 = in(reg) $p.a[0],
+                a1 = in(reg) $p.a[1],
+                offsets = inout(reg) $p.offsets => _,
+                b0 = inout(reg) $p.b[0] => _,
+                b1 = inout(reg) $p.b[1] => _,
+                steps = inout(reg) $p.steps => _,
+                ahead = inout(reg) $p.ahead => _,
+                lines = in(reg) $p.lines,
+                i = out(reg) _,
+                a = out(reg) _,
+                pitch = in(reg) $p.pitch,
+                sums = in(reg) $p.sums,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            )
+        };
+    }
+
+    macro_rules! tiles {
+        ($p:ident, $row:literal, $step:tt: $($tile:literal $place:literal)*) => {
+            match $p.adds {
+                true => product!(
+                    $p,
+                    [
+                        concat!("mov {i}, ", $row)
+                        $(concat!("tileloadd tmm", $tile, ", [{sums} + {i}", $place, "]"))*
+                    ]
+                    $step
+                    [
+                        concat!("mov {i}, ", $row)
+                        $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
+                    ]
+                ),
+                false => product!(
+                    $p,
+                    [$(concat!("tilezero tmm", $tile))*]
+                    $step
+                    [
+                        concat!("mov {i}, ", $row)
+                        $(concat!("tilestored [{sums} + {i}", $place, "], tmm", $tile))*
+                    ]
+                ),
             }
-            match (p.two_rows, p.two_columns) {
+        };
+    }
+
+    macro_rules! multiply_with {
+        ($p:ident, $multiply:literal) => {
+            match ($p.two_rows, $p.two_columns) {
                 (true, true) => tiles!(
-                    128,
+                    $p, 128,
                     [
                         "tileloadd tmm6, [{b0} + {a}]"
                         "tileloadd tmm7, [{b1} + {a}]"
                         "lea {a}, [{a0} + {i}]"
                         "tileloadd tmm4, [{a} + {pitch}]"
-                        "tdpbf16ps tmm0, tmm4, tmm6"
-                        "tdpbf16ps tmm1, tmm4, tmm7"
+                        concat!($multiply, " tmm0, tmm4, tmm6")
+                        concat!($multiply, " tmm1, tmm4, tmm7")
                         "lea {a}, [{a1} + {i}]"
                         "tileloadd tmm5, [{a} + {pitch}]"
-                        "tdpbf16ps tmm2, tmm5, tmm6"
-                        "tdpbf16ps tmm3, tmm5, tmm7"
+                        concat!($multiply, " tmm2, tmm5, tmm6")
+                        concat!($multiply, " tmm3, tmm5, tmm7")
                     ]: 0 "" 1 " + 64" 2 " + 2048" 3 " + 2112"
                 ),
                 (true, false) => tiles!(
-                    64,
+                    $p, 64,
                     [
                         "tileloadd tmm6, [{b0} + {a}]"
                         "lea {a}, [{a0} + {i}]"
                         "tileloadd tmm4, [{a} + {pitch}]"
-                        "tdpbf16ps tmm0, tmm4, tmm6"
+                        concat!($multiply, " tmm0, tmm4, tmm6")
                         "lea {a}, [{a1} + {i}]"
                         "tileloadd tmm5, [{a} + {pitch}]"
-                        "tdpbf16ps tmm2, tmm5, tmm6"
+                        concat!($multiply, " tmm2, tmm5, tmm6")
                     ]: 0 "" 2 " + 1024"
                 ),
                 (false, true) => tiles!(
-                    128,
+                    $p, 128,
                     [
                         "tileloadd tmm6, [{b0} + {a}]"
                         "tileloadd tmm7, [{b1} + {a}]"
                         "lea {a}, [{a0} + {i}]"
                         "tileloadd tmm4, [{a} + {pitch}]"
-                        "tdpbf16ps tmm0, tmm4, tmm6"
-                        "tdpbf16ps tmm1, tmm4, tmm7"
+                        concat!($multiply, " tmm0, tmm4, tmm6")
+                        concat!($multiply, " tmm1, tmm4, tmm7")
                     ]: 0 "" 1 " + 64"
                 ),
                 (false, false) => tiles!(
-                    64,
+                    $p, 64,
                     [
                         "tileloadd tmm6, [{b0} + {a}]"
                         "lea {a}, [{a0} + {i}]"
                         "tileloadd tmm4, [{a} + {pitch}]"
-                        "tdpbf16ps tmm0, tmm4, tmm6"
+                        concat!($multiply, " tmm0, tmm4, tmm6")
                     ]: 0 ""
                 ),
+            }
+        };
+    }
+
+    /// # Safety
+    /// As for [`Tiles::multiply`](super::Tiles::multiply), on a thread that is [configured](configure).
+    #[inline(always)]
+    pub(crate) unsafe fn multiply<E: Element>(p: &Product<E>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match E::DTYPE {
+                DType::Int8 => multiply_with!(p, "tdpbssd"),
+                _ => multiply_with!(p, "tdpbf16ps"),
             }
         }
     }
@@ -294,14 +331,17 @@ pub(super) mod amx {
 mod tests {
     use super::*;
     use crate::testing::Random;
+    use half::bf16;
 
     /// The instructions against the definition: small whole numbers, so that both are exact.
-    #[test]
-    fn instructions_multiply_as_defined() {
-        let Ok(isa) = Isa::named("amx") else { return };
+    fn multiplies_as_defined<E: Element>(isa: &str) {
+        let Ok(isa) = Isa::named(isa) else { return };
+        let depth = step_len::<E>();
+        // Bytes up to the ends of their range.
+        let most = if E::DTYPE == DType::Int8 { 256 } else { 9 };
         let mut random = Random(5);
-        let mut whole = |len: usize| -> Vec<bf16> {
-            (0..len).map(|_| bf16::from_f32(random.below(9) as f32 - 4.0)).collect()
+        let mut whole = |len: usize| -> Vec<E> {
+            (0..len).map(|_| E::from_f32(random.below(most) as f32 - (most / 2) as f32)).collect()
         };
         for (two_rows, two_columns, adds, steps, lines) in [
             (true, true, false, 5, 3),
@@ -313,14 +353,14 @@ mod tests {
             (false, false, false, 3, 0),
             (false, false, true, 1, 2),
         ] {
-            let width = steps * DEPTH + 32;
+            let width = (steps + 1) * depth;
             let (a, b) = (whole(2 * SIDE * width), [whole(width * SIDE), whole(width * SIDE)]);
             // Backwards, with tiles that overlap.
             let offsets: Vec<usize> = (0..steps).rev().map(|step| 64 * step).collect();
             let product = |sums: &mut [f32]| Product {
                 a: [a.as_ptr(), a[5 * width..].as_ptr()],
                 offsets: offsets.as_ptr(),
-                pitch: 2 * width,
+                pitch: width * size_of::<E>(),
                 two_rows,
                 b: [b[0].as_ptr(), b[1].as_ptr()],
                 two_columns,
@@ -337,7 +377,14 @@ mod tests {
                 in_software(&product(&mut want));
             }
             assert!(want.iter().any(|&sum| sum != 3.0));
-            assert_eq!(got, want, "{two_rows} {two_columns} {adds}");
+            assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{two_rows} {two_columns} {adds}");
         }
+    }
+
+    #[test]
+    fn instructions_multiply_as_defined() {
+        multiplies_as_defined::<bf16>("amx");
+        multiplies_as_defined::<i8>("amx");
+        multiplies_as_defined::<i8>("avx512vnni");
     }
 }

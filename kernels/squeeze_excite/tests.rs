@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Density, Random, worst};
+use crate::testing::{Density, INT8_ROUNDING, Random, differ, elements, scale};
 use crate::{Crew, Isa, Team};
 use proptest::prelude::*;
 
@@ -32,7 +32,8 @@ const BF16_ROUNDING: f32 = 8e-3;
 fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let Case { batch, pixels, c, q, .. } = *case;
     let mut random = Random(case.seed);
-    let (fc1, fc2) = (random.values(q * c), random.values(c * q));
+    let fc1: Vec<f32> = random.values(q * c).into_iter().map(|w| w / scale::<E>()).collect();
+    let fc2 = random.values(c * q);
     let (bias1, bias2) = (random.values(q), random.values(c));
     let spec = WeightsSpec { c, q, fc1: &fc1, bias1: &bias1, fc2: &fc2, bias2: &bias2 };
     let rows = case.rows.rows(&mut random, batch, pixels, case.seed.is_multiple_of(2));
@@ -40,7 +41,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
         Some((density, group)) => density.channels(&mut random, batch, c, group),
         None => Channels::all(c),
     };
-    let before: Vec<E> = random.values(batch * pixels * c).into_iter().map(E::from_f32).collect();
+    let before: Vec<E> = elements(&mut random, batch * pixels * c);
     fn call<'a, E>(
         case: &Case,
         rows: &'a Rows,
@@ -52,7 +53,6 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
     let mut want = before.clone();
     reference(&spec, &mut call(case, &rows, &channels, &mut want));
     let weights = Weights::pack(&spec).unwrap();
-    let values = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
     for threads in [1, 3] {
         let crew = Crew::start(threads).unwrap();
         let mut got = before.clone();
@@ -61,7 +61,7 @@ fn check<E: Element>(case: &Case, isa: Isa, tolerance: f32) {
             run(isa, team, &weights, &mut scratch, call(case, &rows, &channels, &mut got))
         })
         .unwrap();
-        let worst = worst(&values(&got), &values(&want), 1.0);
+        let worst = differ(&got, &want);
         assert!(worst <= tolerance, "{case:?} on {}: {worst:e}", isa.name());
     }
 }
@@ -70,6 +70,7 @@ fn check_everywhere(case: &Case) {
     for isa in Isa::available() {
         check::<f32>(case, isa, SUMMATION_ORDER);
         check::<half::bf16>(case, isa, BF16_ROUNDING);
+        check::<i8>(case, isa, INT8_ROUNDING);
     }
 }
 

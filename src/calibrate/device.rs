@@ -1,3 +1,4 @@
+use crate::Element;
 use laud_kernels::Isa;
 use laud_kernels::cuda::Properties;
 use laud_kernels::cuda::launch::GemmTile;
@@ -7,15 +8,15 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What this machine says about its processor; 0 where it does not.
-pub fn device_facts(isa: Isa) -> DeviceFacts {
+/// What this machine says about its processor, computing with such elements; 0 where it does not.
+pub fn device_facts(isa: Isa, element: Element) -> DeviceFacts {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     let clock = field("cpu MHz").and_then(|mhz| mhz.parse::<f64>().ok()).unwrap_or(0.0);
-    let tile = tile(isa);
+    let tile = tile(isa, element.on_cpu());
     DeviceFacts {
         name: field("model name").unwrap_or_else(|| "unknown processor".to_owned()),
         kind: DeviceKind::Cpu,
@@ -93,6 +94,6 @@ mod tests {
 
     #[test]
     fn facts_are_possible() {
-        device_facts(Isa::detect()).check().unwrap();
+        device_facts(Isa::detect(), Element::F32).check().unwrap();
     }
 }

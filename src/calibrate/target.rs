@@ -39,7 +39,7 @@ impl Target {
     /// What it says about itself.
     pub fn facts(&self) -> DeviceFacts {
         match &self.place {
-            Place::Cpu(isa) => device_facts(*isa),
+            Place::Cpu(isa) => device_facts(*isa, self.element),
             Place::Cuda(device) => cuda_facts(device.properties()),
         }
     }

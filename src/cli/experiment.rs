@@ -78,7 +78,7 @@ impl ExperimentArgs {
             data: &data,
             profile: profile.as_ref(),
             commit: commit(),
-            machine: device_facts(isa).name,
+            machine: device_facts(isa, laud::Element::F32).name,
         };
         // Everything that can be wrong with the grid is said before anything takes time.
         let variants = grid.variants().with_context(|| file.display().to_string())?;

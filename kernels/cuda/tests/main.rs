@@ -20,4 +20,4 @@ mod pooling;
 #[allow(dead_code, reason = "shared with the tests of the CPU kernels")]
 mod testing;
 
-use laud_kernels::{Channels, Extent, Rows};
+use laud_kernels::{Channels, DType, Element, Extent, Rows};

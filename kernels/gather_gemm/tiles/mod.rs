@@ -11,7 +11,7 @@ use super::panel::{place, prepare, reduce};
 use super::rows::point_out;
 use super::scratch::Scratch;
 use super::{Filter, GatherGemm};
-use crate::simd::tiles::{DEPTH, Product, SIDE, Tiles};
+use crate::simd::tiles::{Product, SIDE, Tiles, step_len};
 use crate::{Element, Isa};
 pub(super) use operand::Operand;
 use smallvec::SmallVec;
@@ -30,13 +30,14 @@ pub(super) const MOST_ROWS: usize = 512;
 const RESIDENT_BYTES: usize = 512 << 10;
 
 /// The most rows of a block.
-fn block_rows(depth: usize) -> usize {
-    (GATHERED_BYTES / operand::pitch(depth) / SIDE * SIDE).clamp(TILE.rows, MOST_ROWS)
+fn block_rows<E>(depth: usize) -> usize {
+    (GATHERED_BYTES / operand::pitch::<E>(depth) / SIDE * SIDE).clamp(TILE.rows, MOST_ROWS)
 }
 
 /// Bytes that the gathered rows of a block take, for any reduction over up to `depth`.
-pub(super) fn gathered_bytes(depth: usize) -> usize {
-    (MOST_ROWS * operand::pitch(depth)).min(GATHERED_BYTES).max(TILE.rows * operand::pitch(depth))
+pub(super) fn gathered_bytes<E>(depth: usize) -> usize {
+    let pitch = operand::pitch::<E>(depth);
+    (MOST_ROWS * pitch).min(GATHERED_BYTES).max(TILE.rows * pitch)
 }
 
 /// Products whose rows meet a part of a panel while it is in the first-level cache.
@@ -47,9 +48,9 @@ const PART_STEPS: usize = 9;
 pub(super) const KEPT_SUMS: usize = 2 * GROUP * SUMS;
 
 /// Cuts a job of `rows` rows into blocks and parts; `bytes` of weights.
-pub(super) fn cut<'a>(job: Job<'a>, rows: usize, depth: usize, bytes: usize, wanted: usize) -> Job<'a> {
+pub(super) fn cut<'a, E>(job: Job<'a>, rows: usize, depth: usize, bytes: usize, wanted: usize) -> Job<'a> {
     let tiles = rows.div_ceil(SIDE);
-    let least = rows.div_ceil(block_rows(depth));
+    let least = rows.div_ceil(block_rows::<E>(depth));
     let rows_first = bytes <= RESIDENT_BYTES && tiles >= 2 * wanted || job.columns < wanted;
     let blocks = if rows_first { least.max(wanted.min(tiles.div_ceil(2))) } else { least };
     let parts = evenly(job.columns, wanted.div_ceil(blocks));
@@ -127,11 +128,11 @@ pub(super) fn run_chunk<E: Element>(
                 let (asked, lines) = ahead.take(steps.len());
                 let (one, two) = (&group[2 * product], group.get(2 * product + 1));
                 let product = Product {
-                    a: [one.start.cast(), two.unwrap_or(one).start.cast()],
+                    a: [one.start, two.unwrap_or(one).start],
                     offsets: offsets[steps.clone()].as_ptr(),
                     pitch: *pitch,
                     two_rows: two.is_some(),
-                    b: panel.rows.units.map(|b| b.wrapping_add(steps.start * DEPTH * SIDE).cast()),
+                    b: panel.rows.units.map(|b| b.wrapping_add(steps.start * step_len::<E>() * SIDE)),
                     two_columns,
                     steps: steps.len(),
                     sums: sums(product),

@@ -6,7 +6,7 @@ use super::super::panel::Meets;
 use super::super::rows::{Cursor, point_in};
 use super::super::scratch::Scratch;
 use super::super::{Filter, GatherGemm, Placement};
-use crate::simd::tiles::{DEPTH, SIDE};
+use crate::simd::tiles::{SIDE, step_len};
 use crate::simd::{Simd, dispatch};
 use crate::{ConvGeometry, Element, Isa};
 use std::ops::Range;
@@ -68,7 +68,7 @@ impl<E> Operand<E> {
         self.strips.clear();
         self.windows.reserve(rows);
         self.at.reserve(rows);
-        self.offsets.reserve(depth.div_ceil(DEPTH));
+        self.offsets.reserve(depth.div_ceil(step_len::<E>()));
         self.strips.reserve(rows);
     }
 
@@ -98,8 +98,8 @@ impl<E> Operand<E> {
 
 /// Bytes from one copied row to the next, for `channels` values: an odd number of cache lines, so that rows lie in different
 /// sets of the first-level cache.
-pub(super) fn pitch(channels: usize) -> usize {
-    let lines = channels.div_ceil(DEPTH);
+pub(super) fn pitch<E>(channels: usize) -> usize {
+    let lines = channels.div_ceil(step_len::<E>());
     64 * (lines + usize::from(lines.is_multiple_of(2)))
 }
 
@@ -127,11 +127,11 @@ pub(super) fn ready<E: Element>(
         return;
     }
     let even = g.is_pointwise() && (call.input_rows == Placement::Compact || call.active.rows.is_all());
-    let whole = len > 0 && len.is_multiple_of(DEPTH);
+    let whole = len > 0 && len.is_multiple_of(step_len::<E>());
     let channels = first..first + len;
     // Behind a row's last channel a step may read the next row's first, which meet weights that are zero (and so have to be
     // finite).
-    let reach = (first_row + rows) * g.c_in + depth.next_multiple_of(DEPTH) - len;
+    let reach = (first_row + rows) * g.c_in + depth.next_multiple_of(step_len::<E>()) - len;
     let follows = len == g.c_in && reach <= call.active.rows.len() * g.c_in;
     if even && (whole || follows) && rows >= SIDE {
         let start = call.input.as_ptr().wrapping_add(first_row * g.c_in + first);
@@ -187,7 +187,7 @@ fn along_lines<E: Element>(
     operand.offsets.clear();
     operand.offsets.extend((0..g.kernel).map(|r| r * line));
     let last = operand.windows[operand.windows.len() - 1].start.addr();
-    let reach = last + (SIDE - 1) * operand.pitch + (g.kernel - 1) * line + DEPTH * size_of::<E>();
+    let reach = last + (SIDE - 1) * operand.pitch + (g.kernel - 1) * line + 64;
     reach <= call.input.as_ptr_range().end.addr()
 }
 
@@ -205,8 +205,8 @@ fn gathered<E: Element>(
         point_in(filter, call, first_row, 0..rows, n_taps, scratch);
         scratch.operand.pointed = true;
     }
-    let depth = n_taps / together * (together * channels.len()).next_multiple_of(DEPTH);
-    let pitch = pitch(depth);
+    let depth = n_taps / together * (together * channels.len()).next_multiple_of(step_len::<E>());
+    let pitch = pitch::<E>(depth);
     assert!(rows.next_multiple_of(SIDE) * pitch <= scratch.gathered.len() * size_of::<E>());
     let to = scratch.gathered.as_mut_slice().as_mut_ptr();
     gather(isa, &scratch.taps[..rows * n_taps], n_taps, (channels, together), to);
@@ -217,7 +217,7 @@ fn gathered<E: Element>(
 /// Every step reads what follows.
 fn step_by_step<E>(operand: &mut Operand<E>, depth: usize) {
     operand.offsets.clear();
-    operand.offsets.extend((0..depth.div_ceil(DEPTH)).map(|step| 64 * step));
+    operand.offsets.extend((0..depth.div_ceil(step_len::<E>())).map(|step| 64 * step));
 }
 
 dispatch! {
@@ -234,10 +234,10 @@ fn gather_set<S: Simd, E: Element>(
     to: *mut E,
 ) {
     let len = channels.len();
-    let filled = (together * len).next_multiple_of(DEPTH);
-    let (rows, pitch) = (taps.len() / n_taps, pitch(n_taps / together * filled));
+    let filled = (together * len).next_multiple_of(step_len::<E>());
+    let (rows, pitch) = (taps.len() / n_taps, pitch::<E>(n_taps / together * filled));
     // Neighbours in a line are met tap by tap, others some channels of all taps at a time.
-    let width = if together < n_taps { len } else { DEPTH };
+    let width = if together < n_taps { len } else { step_len::<E>() };
     for row in 0..rows {
         let mut to = to.wrapping_byte_add(row * pitch);
         for first in (0..n_taps).step_by(together) {
@@ -267,10 +267,11 @@ fn gather_set<S: Simd, E: Element>(
 unsafe fn copy_all<E: Element>(from: *const E, to: *mut E, len: usize) {
     // SAFETY: the caller's promise.
     unsafe {
+        let (from, to, len) = (from.cast::<u8>(), to.cast::<u8>(), len * size_of::<E>());
         let mut at = 0;
-        while at + DEPTH <= len {
-            copy(from.add(at), to.add(at), DEPTH);
-            at += DEPTH;
+        while at + LINE <= len {
+            copy(from.add(at), to.add(at), LINE);
+            at += LINE;
         }
         if at < len {
             copy(from.add(at), to.add(at), len - at);
@@ -278,24 +279,28 @@ unsafe fn copy_all<E: Element>(from: *const E, to: *mut E, len: usize) {
     }
 }
 
-/// Copies up to [`DEPTH`] elements.
+/// Bytes of a cache line, and of a step.
+const LINE: usize = 64;
+
+/// Copies up to [`LINE`] bytes.
 ///
 /// # Safety
 /// They can be read and written.
 #[inline(always)]
-unsafe fn copy<E: Element>(from: *const E, to: *mut E, len: usize) {
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    macro_rules! ends {
+        ($half:literal) => {{
+            std::ptr::copy_nonoverlapping(from, to, $half);
+            std::ptr::copy_nonoverlapping(from.add(len - $half), to.add(len - $half), $half);
+        }};
+    }
     // SAFETY: the caller's promise. Of a length between two powers the ends are copied, which overlap.
     unsafe {
         match len {
-            DEPTH => std::ptr::copy_nonoverlapping(from, to, DEPTH),
-            16.. => {
-                std::ptr::copy_nonoverlapping(from, to, 16);
-                std::ptr::copy_nonoverlapping(from.add(len - 16), to.add(len - 16), 16);
-            }
-            8.. => {
-                std::ptr::copy_nonoverlapping(from, to, 8);
-                std::ptr::copy_nonoverlapping(from.add(len - 8), to.add(len - 8), 8);
-            }
+            LINE => std::ptr::copy_nonoverlapping(from, to, LINE),
+            32.. => ends!(32),
+            16.. => ends!(16),
+            8.. => ends!(8),
             _ => std::ptr::copy_nonoverlapping(from, to, len),
         }
     }
@@ -322,9 +327,9 @@ fn map<E: Element>(
     scratch: &mut Scratch<E>,
 ) -> bool {
     let len = channels.len();
-    let pitch = if lines { len * size_of::<E>() } else { pitch(len) };
+    let pitch = if lines { len * size_of::<E>() } else { pitch::<E>(len) };
     let width = width(g);
-    let run = if lines { (g.kernel * len).next_multiple_of(DEPTH) } else { DEPTH };
+    let run = if lines { (g.kernel * len).next_multiple_of(step_len::<E>()) } else { step_len::<E>() };
     let Scratch { gathered, operand, .. } = scratch;
     let room = gathered.len() * size_of::<E>();
     let base = gathered.as_mut_slice().as_mut_ptr();
@@ -347,15 +352,16 @@ fn map<E: Element>(
     operand.pitch = g.stride * pitch;
     operand.offsets.clear();
     if lines {
-        let row = |r: usize| (0..run / DEPTH).map(move |step| r * width * pitch + step * 64);
+        let row = |r: usize| (0..run / step_len::<E>()).map(move |step| r * width * pitch + step * 64);
         operand.offsets.extend((0..g.kernel).flat_map(row));
         return true;
     }
     let taps = g.kernel * g.kernel;
-    for block in (0..len).step_by(DEPTH) {
+    for block in (0..len).step_by(step_len::<E>()) {
         let tap = |tap: usize| (tap / g.kernel * width + tap % g.kernel) * pitch + block * size_of::<E>();
         operand.offsets.extend((0..taps).map(tap));
-        debug_assert_eq!(place_in_blocks(1, block, taps, len) - place_in_blocks(0, block, taps, len), DEPTH);
+        let place = |tap: usize| place_in_blocks::<E>(tap, block, taps, len);
+        debug_assert_eq!(place(1) - place(0), step_len::<E>());
     }
     true
 }
