@@ -129,7 +129,7 @@ fn image_in<E: Element>(side: usize, c: usize) -> Row<'static> {
         bytes: x.len() * 4 + y.len() * size_of::<E>(),
         call: Box::new(move |team| {
             let (input, output) = (&x[..], &mut y[..]);
-            let call = FromNchw { batch: 1, c, image, border, bordered, input, output };
+            let call = FromNchw { batch: 1, c, image, border, bordered, scale: None, input, output };
             layout::from_nchw(Isa::detect(), team, call).expect("operands fit");
         }),
     }

@@ -46,6 +46,10 @@ pub trait Backend: Send + Sync + 'static {
     fn describe(&self) -> String;
     /// Bytes of an element of activations.
     fn element_bytes(&self) -> usize;
+    /// Whether elements are whole numbers, −127 to 127, that a network's values have to be brought to.
+    fn integers(&self) -> bool {
+        false
+    }
     /// Bytes that the feature maps of the samples that run together should have at most: larger batches run in parts.
     fn map_bytes(&self) -> usize;
 

@@ -334,12 +334,12 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn from_nchw(queue: &mut CpuQueue<'_, E>, call: FromNchw<'_, Buffer<E>, &[f32]>) -> Result<()> {
-        let FromNchw { batch, c, image, border, bordered, input, output } = call;
+        let FromNchw { batch, c, image, border, bordered, scale, input, output } = call;
         let output = output.as_mut_slice();
         layout::from_nchw(
             queue.isa,
             queue.team,
-            FromNchw { batch, c, image, border, bordered, input, output },
+            FromNchw { batch, c, image, border, bordered, scale, input, output },
         )
     }
 

@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::exec::Weights;
 use anyhow::{Context, Result, ensure};
-use laud_models::{NetSpec, Shapes, canonical_name};
+use laud_models::{NetSpec, RANGE_PREFIX, Shapes, canonical_name};
 use std::collections::{BTreeMap, HashMap};
 
 /// Tensors of a checkpoint file under the names that network specifications use.
@@ -24,10 +24,16 @@ impl<'a> CheckpointWeights<'a> {
         Self { checkpoint, names }
     }
 
-    /// Shapes under the specification's names.
+    /// Shapes of the weights under the specification's names; tensors of [ranges](NetSpec::ranges) are none.
     pub fn shapes(&self) -> Shapes {
         let shape = |file: &String| self.checkpoint.tensors()[file].shape.clone();
-        self.names.iter().map(|(name, file)| (name.clone(), shape(file))).collect()
+        let weights = self.names.iter().filter(|(name, _)| !name.starts_with(RANGE_PREFIX));
+        weights.map(|(name, file)| (name.clone(), shape(file))).collect()
+    }
+
+    /// Whether the file has all the [ranges](NetSpec::ranges) that whole-number activations take.
+    pub fn has_ranges(&self, spec: &NetSpec) -> bool {
+        spec.ranges().iter().all(|range| self.names.contains_key(&range.name))
     }
 
     /// Checks that the file holds exactly what `spec` needs.
@@ -78,7 +84,11 @@ impl TensorMap {
     }
 }
 
-/// Random weights for measuring: activations keep their scale through the network. The same seed gives the same.
+/// Largest value that whole-number activations hold on random weights: few are beyond, and behind a ReLU6 none.
+const RANDOM_RANGE: f32 = 6.0;
+
+/// Random weights for measuring: activations keep their scale through the network. The same seed gives the same. Ranges are all
+/// alike: good for times, not for answers.
 #[derive(Clone, Debug)]
 pub struct RandomWeights {
     seed: u64,
@@ -88,8 +98,8 @@ pub struct RandomWeights {
 impl RandomWeights {
     /// Weights for every parameter of `spec`.
     pub fn new(spec: &NetSpec, seed: u64) -> Self {
-        let shapes =
-            spec.parameters().into_iter().map(|parameter| (parameter.name, parameter.shape)).collect();
+        let shapes = spec.parameters().into_iter().chain(spec.ranges());
+        let shapes = shapes.map(|parameter| (parameter.name, parameter.shape)).collect();
         Self { seed, shapes }
     }
 }
@@ -98,6 +108,9 @@ impl Weights for RandomWeights {
     fn tensor(&self, name: &str) -> Result<Vec<f32>> {
         let shape = self.shapes.get(name).with_context(|| format!("no parameter {name}"))?;
         let len: usize = shape.iter().product();
+        if name.starts_with(RANGE_PREFIX) {
+            return Ok(vec![RANDOM_RANGE; len]);
+        }
         let fan_in: usize = shape.iter().skip(1).product();
         // FNV-1a of the name, so that the order of reading does not matter.
         let hash = name

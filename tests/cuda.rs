@@ -318,7 +318,8 @@ fn copied<B: Backend>(backend: &B) -> Vec<f32> {
         B::play(queue, None, &images, |queue, input| {
             let border = Extent { h: 0, w: 0 };
             let output = &mut both;
-            let call = FromNchw { batch: 2, c, image: map, border, bordered: map, input, output };
+            let call =
+                FromNchw { batch: 2, c, image: map, border, bordered: map, scale: None, input, output };
             B::from_nchw(queue, call)?;
             B::copy(queue, &both, image, &mut joined, image)?;
             B::copy(queue, &both, image, &mut one, 0)?;

@@ -4,13 +4,18 @@ use super::FromNchw;
 use crate::cuda::params::{FromNchwParams, ToNchwParams};
 use crate::cuda::{Buffer, CudaQueue, Images, Vector};
 use crate::error::require;
-use crate::{Extent, Result};
+use crate::{Error, Extent, Result};
 
 pub(crate) fn from_nchw(queue: &mut CudaQueue<'_>, call: FromNchw<'_, Buffer, Images>) -> Result<()> {
     let device = queue.shape();
     let pitch = call.c.next_multiple_of(device.precision.vector());
     call.check(call.input.len, call.output.len, pitch)?;
-    let FromNchw { batch, c, image, border, bordered, input, output } = call;
+    let FromNchw { batch, c, image, border, bordered, scale, input, output } = call;
+    if scale.is_some() {
+        let geometry = format!("{c}×{}×{}, batch {batch}", image.h, image.w);
+        let why = "images come in as they are on CUDA devices";
+        return Err(Error::Geometry { op: "layout", why, geometry });
+    }
     let params = FromNchwParams {
         input: input.address,
         output: queue.at(&output.memory),

@@ -27,6 +27,8 @@ pub struct FromNchw<'a, T: ?Sized, I = &'a [f32]> {
     pub border: Extent,
     /// Size with the border on all sides.
     pub bordered: Extent,
+    /// What every value of a channel is multiplied with, `[c]`; `None`: they come in as they are.
+    pub scale: Option<&'a [f32]>,
     /// `[n, c, h, w]`.
     pub input: I,
     /// `[n, bordered.h, bordered.w, c]`; the border is written too.
@@ -36,13 +38,16 @@ pub struct FromNchw<'a, T: ?Sized, I = &'a [f32]> {
 impl<T: ?Sized, I> FromNchw<'_, T, I> {
     /// Checks operands of so many elements, pixels of the output being `pixel` elements apart.
     pub(crate) fn check(&self, input: usize, output: usize, pixel: usize) -> Result<()> {
-        let Self { batch, c, image, border, bordered, .. } = self;
+        let Self { batch, c, image, border, bordered, scale, .. } = self;
         let geometry =
             format_args!("batch {batch}, {c}×{}×{} in {}×{}", image.h, image.w, bordered.h, bordered.w);
         let fits = |image: usize, border: usize, bordered: usize| image.saturating_add(border) <= bordered;
         if !fits(image.h, border.h, bordered.h) || !fits(image.w, border.w, bordered.w) {
             let why = "the image does not fit";
             return Err(Error::Geometry { op: "layout", why, geometry: geometry.to_string() });
+        }
+        if let Some(scale) = scale {
+            require("layout", "scale", scale.len(), &[*c], &geometry)?;
         }
         require("layout", "input", input, &[*batch, *c, image.h, image.w], &geometry)?;
         require("layout", "output", output, &[*batch, pixel, bordered.h, bordered.w], &geometry)
@@ -55,7 +60,7 @@ impl<T: ?Sized, I> FromNchw<'_, T, I> {
 /// When an operand is too small or the image does not fit its border.
 pub fn from_nchw<E: Element>(isa: Isa, team: &mut Team, call: FromNchw<'_, [E]>) -> Result<()> {
     call.check(call.input.len(), call.output.len(), call.c)?;
-    let FromNchw { batch, c, image, border, bordered, input, output } = call;
+    let FromNchw { batch, c, image, border, bordered, scale, input, output } = call;
     if [batch, c, bordered.h, bordered.w].contains(&0) {
         return Ok(());
     }
@@ -75,7 +80,7 @@ pub fn from_nchw<E: Element>(isa: Isa, team: &mut Team, call: FromNchw<'_, [E]>)
             out[..border.w * c].fill(zero);
             out[(border.w + image.w) * c..].fill(zero);
             let planes = &input[n * c * image.pixels() + y * image.w..];
-            mix(isa, planes, image, c, &mut out[border.w * c..(border.w + image.w) * c]);
+            mix(isa, planes, image, c, scale, &mut out[border.w * c..(border.w + image.w) * c]);
         }
     });
     Ok(())
@@ -83,23 +88,33 @@ pub fn from_nchw<E: Element>(isa: Isa, team: &mut Team, call: FromNchw<'_, [E]>)
 
 dispatch! {
     /// Writes a line of pixels of `c` channels, the planes of which start where `planes` does.
-    fn mix<E>(planes: &[f32], image: Extent, c: usize, line: &mut [E]) = mix_set
+    fn mix<E>(planes: &[f32], image: Extent, c: usize, scale: Option<&[f32]>, line: &mut [E]) = mix_set
 }
 
 #[inline(always)]
-fn mix_set<S: Simd, E: Element>(planes: &[f32], image: Extent, c: usize, line: &mut [E]) {
+fn mix_set<S: Simd, E: Element>(
+    planes: &[f32],
+    image: Extent,
+    c: usize,
+    scale: Option<&[f32]>,
+    line: &mut [E],
+) {
+    // A factor of 1 changes no bit.
+    let factor = |channel: usize| scale.map_or(1.0, |scale| scale[channel]);
     let plane = |channel: usize| &planes[channel * image.pixels()..][..image.w];
     if c == 3 {
         // Together: the compiler then writes whole vectors.
+        let [red, green, blue] = [0, 1, 2].map(factor);
         let colours = plane(0).iter().zip(plane(1)).zip(plane(2));
         for (pixel, ((&r, &g), &b)) in line.as_chunks_mut::<3>().0.iter_mut().zip(colours) {
-            *pixel = [r, g, b].map(E::from_f32);
+            *pixel = [r * red, g * green, b * blue].map(E::from_f32);
         }
         return;
     }
     for channel in 0..c {
+        let factor = factor(channel);
         for (pixel, &value) in line.chunks_exact_mut(c).zip(plane(channel)) {
-            pixel[channel] = E::from_f32(value);
+            pixel[channel] = E::from_f32(value * factor);
         }
     }
 }

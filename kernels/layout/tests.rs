@@ -18,8 +18,16 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
         let mut output = vec![f32::NAN; batch * c * bordered.pixels()];
         for isa in Isa::available() {
             let mut one = vec![f32::NAN; output.len()];
-            let call =
-                FromNchw { batch, c, image, border, bordered, input: &input[..], output: &mut one[..] };
+            let call = FromNchw {
+                batch,
+                c,
+                image,
+                border,
+                bordered,
+                scale: None,
+                input: &input[..],
+                output: &mut one[..],
+            };
             Team::scope(Some(&crew), |team| from_nchw(isa, team, call)).unwrap();
             assert!(output[0].is_nan() || output == one, "{}", isa.name());
             output = one;
@@ -44,14 +52,48 @@ fn images_come_in_with_a_zero_border_and_go_out_again() {
             image: bordered,
             border: plain,
             bordered,
+            scale: None,
             input: &back[..],
             output: &mut again[..],
         };
         Team::scope(None, |team| from_nchw(Isa::detect(), team, call)).unwrap();
         assert_eq!(again, output);
-        let call =
-            FromNchw { batch, c, image, border, bordered, input: &input[1..], output: &mut output[..] };
+        let call = FromNchw {
+            batch,
+            c,
+            image,
+            border,
+            bordered,
+            scale: None,
+            input: &input[1..],
+            output: &mut output[..],
+        };
         assert!(Team::scope(None, |team| from_nchw(Isa::detect(), team, call)).is_err());
+    }
+}
+
+#[test]
+fn images_are_scaled_by_channel() {
+    for c in [1, 3, 5] {
+        let image = Extent { h: 3, w: 7 };
+        let (border, input) = (Extent { h: 0, w: 0 }, Random(2).values(2 * c * image.pixels()));
+        let scale: Vec<f32> = (0..c).map(|channel| 0.5 + channel as f32).collect();
+        for isa in Isa::available() {
+            let mut output = vec![f32::NAN; input.len()];
+            let mut bring = |scale: &[f32]| {
+                let (scale, input, output) = (Some(scale), &input[..], &mut output[..]);
+                let call = FromNchw { batch: 2, c, image, border, bordered: image, scale, input, output };
+                Team::scope(None, |team| from_nchw(isa, team, call))
+            };
+            bring(&scale).unwrap();
+            assert!(bring(&scale[1..]).is_err());
+            for (i, &value) in input.iter().enumerate() {
+                let (plane, pixel) = (i / image.pixels(), i % image.pixels());
+                let (n, channel) = (plane / c, plane % c);
+                let got = output[(n * image.pixels() + pixel) * c + channel];
+                assert_eq!(got, value * scale[channel], "{c}, {i}");
+            }
+        }
     }
 }
 
@@ -84,6 +126,7 @@ fn sizes_that_overflow_are_refused() {
         image: one,
         border: huge,
         bordered: one,
+        scale: None,
         input: &[0.0; 4][..],
         output: &mut output[..],
     };

@@ -37,6 +37,53 @@ pub(super) fn act(activation: Activation) -> Act {
     }
 }
 
+/// Units of what a layer reads and of what it writes, by channel; `None` where values are stored as they are.
+pub(super) type Between<'a> = Option<(&'a [f32], &'a [f32])>;
+
+impl Folded {
+    /// The same convolution of values that are stored in units.
+    ///
+    /// # Errors
+    /// Weights that are beyond what f32 holds then.
+    pub(super) fn between(mut self, units: Between<'_>) -> Result<Self> {
+        let Some((from, to)) = units else { return Ok(self) };
+        let (inputs, outputs) = (self.geometry.group_in(), self.geometry.group_out());
+        let filter = self.weight.len() / self.geometry.c_out;
+        for (o, (weight, to)) in self.weight.chunks_exact_mut(filter).zip(to).enumerate() {
+            let from = &from[o / outputs * inputs..][..inputs];
+            for tap in weight.chunks_exact_mut(inputs) {
+                tap.iter_mut().zip(from).for_each(|(weight, from)| *weight *= from / to);
+            }
+        }
+        for values in [&mut self.bias, &mut self.zeroed] {
+            values.iter_mut().zip(to).for_each(|(value, to)| *value /= to);
+        }
+        let mut all = self.weight.iter().chain(&self.bias).chain(&self.zeroed);
+        ensure!(all.all(|value| value.is_finite()), "weights are too large for the ranges of their channels");
+        self.act = in_units(self.act);
+        Ok(self)
+    }
+}
+
+/// What an activation is to values in units: ReLU6 clips where whole numbers end.
+pub(super) fn in_units(act: Act) -> Act {
+    if act == Act::Relu6 { Act::Relu } else { act }
+}
+
+/// The same layer `[…, c]` of values that are stored in units.
+pub(super) fn columns(weight: &mut [f32], units: Option<&[f32]>) {
+    let Some(units) = units else { return };
+    for row in weight.chunks_exact_mut(units.len()) {
+        row.iter_mut().zip(units).for_each(|(weight, unit)| *weight *= unit);
+    }
+}
+
+/// What the activation makes of each channel of a convolution whose output is zero.
+pub(super) fn zeroed(weights: &dyn Weights, spec: &ConvSpec) -> Result<Vec<f32>> {
+    let zeroed = norm(weights, spec.norm.as_ref(), spec.bias.as_deref(), spec.c_out)?.zeroed;
+    Ok(zeroed.into_iter().map(|z| act(spec.act).apply(z)).collect())
+}
+
 /// Reads and folds one convolution whose input map has size `input`.
 pub(super) fn conv(weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Folded> {
     let output = spec.output_size(input).with_context(|| {

@@ -13,6 +13,7 @@ mod network;
 mod probe;
 mod program;
 mod trace;
+mod units;
 mod workspace;
 
 pub use around::Around;
@@ -30,6 +31,7 @@ use network::{Conv, Network};
 use program::Program;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use units::Units;
 use workspace::Workspace;
 
 /// What an inference is asked for.
@@ -115,11 +117,12 @@ pub struct Executor<B: Backend> {
 }
 
 impl<B: Backend> Executor<B> {
-    /// Reads every weight, folds BatchNorms and packs.
+    /// Reads every weight, folds BatchNorms and packs. A backend of whole numbers takes the network's
+    /// [ranges](NetSpec::ranges) too.
     ///
     /// # Errors
-    /// When the specification contradicts itself or asks for something unsupported, a weight is missing or does not
-    /// fit, or the plan is about another network.
+    /// When the specification contradicts itself or asks for something unsupported, a weight or range is missing or does
+    /// not fit, or the plan is about another network.
     pub fn prepare(
         spec: Arc<NetSpec>,
         backend: B,
@@ -128,7 +131,19 @@ impl<B: Backend> Executor<B> {
     ) -> Result<Self> {
         spec.validate()?;
         plan.check(&spec)?;
-        let network = Network::prepare(&spec, &backend, weights)?;
+        let units = backend.integers().then(|| Units::read(&spec, weights)).transpose()?;
+        Self::prepare_in(units.as_ref(), spec, backend, weights, plan)
+    }
+
+    /// The same of a checked network, whose values are stored in `units`, or as they are.
+    fn prepare_in(
+        units: Option<&Units>,
+        spec: Arc<NetSpec>,
+        backend: B,
+        weights: &dyn Weights,
+        plan: ExecutionPlan,
+    ) -> Result<Self> {
+        let network = Network::prepare(&spec, &backend, weights, units)?;
         let guard = Guard::new(&plan).map(Mutex::new);
         Ok(Self { spec, backend, network, plan, guard, idle: Mutex::new(Vec::new()) })
     }

@@ -1,6 +1,7 @@
 //! A network with its weights on a device.
 
-use super::fold::{self, Folded, Weights, act, extent, margin_rows};
+use super::fold::{self, Between, Folded, Weights, act, extent, in_units, margin_rows};
+use super::units::Units;
 use anyhow::{Context, Result, ensure};
 use laud_kernels::compact::Branch;
 use laud_kernels::gate;
@@ -18,6 +19,8 @@ pub(super) struct Network<B: Backend> {
     /// Zero pixels laid around the image, so that the stem reads kernel rows as one run.
     pub(super) border: Padding,
     pub(super) image: Extent,
+    /// What images are multiplied with, by channel.
+    pub(super) image_scale: Option<Vec<f32>>,
     pub(super) pool: Option<ConvGeometry>,
     pub(super) blocks: Vec<Block<B>>,
     pub(super) head: Option<Conv<B>>,
@@ -60,6 +63,8 @@ pub(super) struct Block<B: Backend> {
     pub(super) squeeze: Option<(B::SqueezeExcite, SqueezePooling)>,
     pub(super) shortcut: PreparedShortcut<B>,
     pub(super) act: Act,
+    /// What a stored number of the stream behind the block is worth, by channel; `None` where values are stored as they are.
+    pub(super) units: Option<Vec<f32>>,
     pub(super) patch_gate: Option<PatchGate<B>>,
     pub(super) channel_gate: Option<ChannelGate<B>>,
 }
@@ -129,30 +134,55 @@ impl<B: Backend> Network<B> {
         (0..self.blocks.len()).filter(|&i| self.ends_stage(i)).map(|i| &self.blocks[i])
     }
 
-    /// Reads, folds and packs every tensor, one at a time.
-    pub(super) fn prepare(spec: &NetSpec, backend: &B, weights: &dyn Weights) -> Result<Self> {
+    /// Reads, folds and packs every tensor, one at a time, for values in `units`, or as they are.
+    pub(super) fn prepare(
+        spec: &NetSpec,
+        backend: &B,
+        weights: &dyn Weights,
+        units: Option<&Units>,
+    ) -> Result<Self> {
         let Padding { top, left, bottom, right } = spec.stem.conv.pad;
         let bordered = MapSize { h: spec.input.size.h + top + bottom, w: spec.input.size.w + left + right };
         let inner = ConvSpec { pad: Padding::default(), ..spec.stem.conv.clone() };
-        let stem = image_conv(backend, &fold::conv(weights, &inner, bordered)?)?;
+        let stem = fold::conv(weights, &inner, bordered)?;
+        let stem = stem.between(units.map(|units| (&*units.input, &*units.stem))).context("stem")?;
+        let stem = image_conv(backend, &stem)?;
         let (map, c) = (stem.geometry.output, stem.geometry.c_out);
         let pool = spec.stem.pool.map(|MaxPoolSpec { kernel, stride, pad }| {
             ConvGeometry::per_channel(map, c, kernel, stride, pad)
         });
         let map = pool.map_or(stem.geometry.output, |pool| pool.output);
-        let block = |block: &BlockSpec| {
-            prepare_block(backend, weights, block).with_context(|| format!("block {}", block.name))
+        let block = |(i, block): (usize, &BlockSpec)| {
+            let units = units.map(|units| (units, i));
+            prepare_block(backend, weights, block, units).with_context(|| format!("block {}", block.name))
         };
-        let blocks = spec.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
+        let blocks = spec.blocks.iter().enumerate().map(block).collect::<Result<Vec<_>>>()?;
         let last = spec.blocks.last().map_or(MapSize { h: map.h, w: map.w }, |block| block.output);
-        let head = spec.head.conv.as_ref().map(|conv| gemm(backend, weights, conv, last)).transpose()?;
-        let classifier = linear(backend, fold::linear(weights, &spec.head.fc)?, false)?;
+        let stream = units.map(|units| units.stream(blocks.len()));
+        let behind = units.and_then(|units| units.head.as_deref());
+        let head = spec.head.conv.as_ref();
+        let head = head.map(|conv| gemm(backend, weights, conv, last, stream.zip(behind))).transpose()?;
+        let mut classifier = fold::linear(weights, &spec.head.fc)?;
+        fold::columns(&mut classifier.0, behind.or(stream));
+        let classifier = linear(backend, classifier, false)?;
         let image = extent(spec.input.size);
-        Ok(Self { stem, border: spec.stem.conv.pad, image, pool, blocks, head, classifier })
+        let image_scale = units.map(|units| units.input.iter().map(|unit| 1.0 / unit).collect());
+        let border = spec.stem.conv.pad;
+        Ok(Self { stem, border, image, image_scale, pool, blocks, head, classifier })
     }
 }
 
-fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpec) -> Result<Block<B>> {
+/// `units`: with the block's number.
+fn prepare_block<B: Backend>(
+    backend: &B,
+    weights: &dyn Weights,
+    spec: &BlockSpec,
+    units: Option<(&Units, usize)>,
+) -> Result<Block<B>> {
+    let stream = units.map(|(units, i)| units.stream(i));
+    let units = units.map(|(units, i)| &units.blocks[i]);
+    let behind = units.map(|units| &*units.output);
+    let act = if units.is_some() { in_units(act(spec.act)) } else { act(spec.act) };
     let before_norm = spec.gate.channel.as_ref().is_some_and(|gate| gate.point == MaskPoint::BeforeNorm);
     ensure!(
         !(before_norm && spec.squeeze_excite.is_some()),
@@ -171,8 +201,11 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
                 "{}: activation before the addition",
                 conv.weight
             );
-            folded.act = if spec.shortcut == Shortcut::None { folded.act } else { act(spec.act) };
+            folded.act = if spec.shortcut == Shortcut::None { folded.act } else { act };
         }
+        let of = |i: usize| units.and_then(|units| units.inner.get(i).map(|units| &**units)).or(behind);
+        let from = if i == 0 { stream } else { of(i - 1) };
+        let mut folded = folded.between(from.zip(of(i))).with_context(|| conv.weight.clone())?;
         let output_constant = (before_norm && !last).then(|| std::mem::take(&mut folded.zeroed));
         let group = spec.gate.channel.as_ref().map(|gate| gate.group_size);
         let group = group.filter(|_| !last);
@@ -190,7 +223,9 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
     );
     let squeeze = spec.squeeze_excite.as_ref();
     let squeeze = squeeze.map(|se| {
-        let (fc1, fc2) = (fold::linear(weights, &se.fc1)?, fold::linear(weights, &se.fc2)?);
+        let (mut fc1, fc2) = (fold::linear(weights, &se.fc1)?, fold::linear(weights, &se.fc2)?);
+        // Excitation is a factor: what it scales keeps its units.
+        fold::columns(&mut fc1.0, units.and_then(|units| units.inner.last()).map(|units| &**units));
         let (c, q) = (se.fc1.c_in, se.fc1.c_out);
         let weights = WeightsSpec { c, q, fc1: &fc1.0, bias1: &fc1.1, fc2: &fc2.0, bias2: &fc2.1 };
         anyhow::Ok((backend.squeeze_excite_weights(&weights)?, se.pooling))
@@ -199,7 +234,9 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
     let shortcut = match &spec.shortcut {
         Shortcut::None => PreparedShortcut::None,
         Shortcut::Identity => PreparedShortcut::Identity,
-        Shortcut::Projection(conv) => PreparedShortcut::Projection(gemm(backend, weights, conv, spec.input)?),
+        Shortcut::Projection(conv) => {
+            PreparedShortcut::Projection(gemm(backend, weights, conv, spec.input, stream.zip(behind))?)
+        }
         Shortcut::PadChannels { stride, before, .. } => {
             PreparedShortcut::PadChannels { stride: *stride, before: *before }
         }
@@ -208,11 +245,15 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
     let branch = |grid| Branch { grid, convs: convs.iter().map(|conv| conv.geometry).collect(), everywhere };
     let patch_gate = spec.gate.spatial.as_ref();
     let patch_gate = patch_gate
-        .map(|gate| prepare_patch_gate(backend, weights, gate, branch(extent(gate.grid))))
+        .map(|gate| prepare_patch_gate(backend, weights, gate, branch(extent(gate.grid)), stream))
         .transpose()?;
     let channel_gate = spec.gate.channel.as_ref();
-    let channel_gate =
-        channel_gate.map(|gate| prepare_channel_gate(backend, weights, gate, spec.input)).transpose()?;
+    let channel_gate = channel_gate
+        .map(|gate| {
+            let reduced = units.and_then(|units| units.gate.as_deref());
+            prepare_channel_gate(backend, weights, gate, spec.input, (stream, reduced))
+        })
+        .transpose()?;
     Ok(Block {
         name: spec.name.clone(),
         stage: spec.stage,
@@ -221,7 +262,8 @@ fn prepare_block<B: Backend>(backend: &B, weights: &dyn Weights, spec: &BlockSpe
         convs,
         squeeze,
         shortcut,
-        act: act(spec.act),
+        act,
+        units: behind.map(<[f32]>::to_vec),
         patch_gate,
         channel_gate,
     })
@@ -238,8 +280,10 @@ fn prepare_patch_gate<B: Backend>(
     weights: &dyn Weights,
     spec: &SpatialGateSpec,
     branch: Branch,
+    units: Option<&[f32]>,
 ) -> Result<PatchGate<B>> {
-    let weight = fold::tensor(weights, &format!("{}.conv.weight", spec.prefix), 2 * spec.c_in)?;
+    let mut weight = fold::tensor(weights, &format!("{}.conv.weight", spec.prefix), 2 * spec.c_in)?;
+    fold::columns(&mut weight, units);
     let bias = fold::tensor(weights, &format!("{}.conv.bias", spec.prefix), 2)?;
     let gate = gate::PatchGate { weight: margin_rows(&weight), bias: bias[0] - bias[1], grid: branch.grid };
     Ok(PatchGate { weights: backend.patch_gate_weights(gate)?, branch })
@@ -250,11 +294,14 @@ fn prepare_channel_gate<B: Backend>(
     weights: &dyn Weights,
     spec: &ChannelGateSpec,
     input: MapSize,
+    (stream, reduced): (Option<&[f32]>, Option<&[f32]>),
 ) -> Result<ChannelGate<B>> {
     let name = |part: &str| format!("{}.{part}", spec.prefix);
-    let layer = |part: &str, c_in: usize, c_out: usize| {
+    let layer = |part: &str, (c_in, units): (usize, Option<&[f32]>), c_out: usize| {
         let (weight, bias) = (name(&format!("{part}.weight")), Some(name(&format!("{part}.bias"))));
-        fold::linear(weights, &LinearSpec { weight, bias, c_in, c_out })
+        let mut layer = fold::linear(weights, &LinearSpec { weight, bias, c_in, c_out })?;
+        fold::columns(&mut layer.0, units);
+        anyhow::Ok(layer)
     };
     let last = |(weight, bias): (Vec<f32>, Vec<f32>)| {
         linear(backend, (margin_rows(&weight), margin_rows(&bias)), false)
@@ -262,23 +309,30 @@ fn prepare_channel_gate<B: Backend>(
     let logits = 2 * spec.groups;
     let mut reduce = None;
     let layers = match spec.head {
-        ChannelHead::Mlp1 => vec![last(layer("conv", spec.c_in, logits)?)?],
+        ChannelHead::Mlp1 => vec![last(layer("conv", (spec.c_in, stream), logits)?)?],
         ChannelHead::Mlp2 { hidden } => vec![
-            linear(backend, layer("conv.0", spec.c_in, hidden)?, true)?,
-            last(layer("conv.2", hidden, logits)?)?,
+            linear(backend, layer("conv.0", (spec.c_in, stream), hidden)?, true)?,
+            last(layer("conv.2", (hidden, None), logits)?)?,
         ],
         ChannelHead::ConvLinear { hidden } => {
             let conv = spec.reduce_conv(hidden);
-            reduce = Some(gemm(backend, weights, &conv, input)?);
-            vec![last(layer("linear", hidden, logits)?)?]
+            reduce = Some(gemm(backend, weights, &conv, input, stream.zip(reduced))?);
+            vec![last(layer("linear", (hidden, reduced), logits)?)?]
         }
     };
     Ok(ChannelGate { reduce, layers, groups: spec.groups, group_size: spec.group_size })
 }
 
 /// A convolution without inactive channels.
-fn gemm<B: Backend>(backend: &B, weights: &dyn Weights, spec: &ConvSpec, input: MapSize) -> Result<Conv<B>> {
-    pack(backend, &fold::conv(weights, spec, input)?, None, None, None)
+fn gemm<B: Backend>(
+    backend: &B,
+    weights: &dyn Weights,
+    spec: &ConvSpec,
+    input: MapSize,
+    units: Between<'_>,
+) -> Result<Conv<B>> {
+    let folded = fold::conv(weights, spec, input)?.between(units).with_context(|| spec.weight.clone())?;
+    pack(backend, &folded, None, None, None)
 }
 
 /// A convolution that reads images.

@@ -308,8 +308,16 @@ impl<B: Backend> Prober for Probe<B> {
             B::play(queue, None, drawn, |queue, images| {
                 for (output, image) in [(source, memory_map(len)), (first, memory_map(far))] {
                     let (c, border) = (COPIED, Extent::default());
-                    let call =
-                        FromNchw { batch: 1, c, image, border, bordered: image, input: images, output };
+                    let call = FromNchw {
+                        batch: 1,
+                        c,
+                        image,
+                        border,
+                        bordered: image,
+                        scale: None,
+                        input: images,
+                        output,
+                    };
                     B::from_nchw(queue, call)?;
                 }
                 anyhow::Ok(())
@@ -451,7 +459,7 @@ impl<B: Backend> Prepared<B> {
                 let border =
                     Extent { h: (output_map.h - input_map.h) / 2, w: (output_map.w - input_map.w) / 2 };
                 let (image, bordered, input) = (input_map, output_map, images);
-                let call = FromNchw { batch, c, image, border, bordered, input, output };
+                let call = FromNchw { batch, c, image, border, bordered, scale: None, input, output };
                 B::from_nchw(queue, call)?;
             }
         }

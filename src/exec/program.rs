@@ -164,10 +164,18 @@ impl<B: Backend> Program<'_, B> {
             output.logits[first * classes..][..batch * classes].copy_from_slice(logits);
         }
         let stages = if self.request.features { self.stages() } else { 0..0 };
-        for (map, values) in output.features[stages.clone()].iter_mut().zip(&results.stages[stages]) {
+        let maps = output.features[stages.clone()].iter_mut().zip(&results.stages[stages.clone()]);
+        for ((map, values), block) in maps.zip(self.network.stage_ends().skip(stages.start)) {
             let sample = map.shape[1..].iter().product::<usize>();
             let values = &B::read(queue, values)?[..batch * sample];
-            map.values[first * sample..][..batch * sample].copy_from_slice(values);
+            let map = &mut map.values[first * sample..][..batch * sample];
+            map.copy_from_slice(values);
+            if let Some(units) = &block.units {
+                let planes = map.chunks_exact_mut(block.output.pixels());
+                for (plane, unit) in planes.zip(units.iter().cycle()) {
+                    plane.iter_mut().for_each(|value| *value *= unit);
+                }
+            }
         }
         let (keep, starts) = (B::read(queue, &results.keep)?, B::read(queue, &results.starts)?);
         let records = Records { batch, keep, starts };
@@ -203,7 +211,7 @@ impl<B: Backend> Program<'_, B> {
         maps: &mut Maps<B>,
         lists: &mut Lists<B>,
     ) -> Result<()> {
-        let Network { stem, border, image: size, pool, .. } = self.network;
+        let Network { stem, border, image: size, image_scale, pool, .. } = self.network;
         let Maps { image, stream, .. } = maps;
         let geometry = &stem.geometry;
         let batch = self.samples.len();
@@ -213,6 +221,7 @@ impl<B: Backend> Program<'_, B> {
             image: *size,
             border: Extent { h: border.top, w: border.left },
             bordered: geometry.input,
+            scale: image_scale.as_deref(),
             input: images,
             output: &mut *image,
         };
