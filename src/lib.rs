@@ -25,6 +25,8 @@
 //!    It changes times, never results. [`calibrate`] measures a device once; [`plan::search`] chooses from the profile
 //!    that comes of it, and the session watches whether times are as expected ([`Watch`](exec::Watch)).
 //!
+//! 9. [`Element`] is what values are stored as. [`quantize`] measures what the smallest of them, whole numbers, needs to know.
+//!
 //! [`train`] is the other half: the same networks with masks that multiply, in candle, differentiable, and what trains them.
 //! The executor is tested against it. It is slow by itself; [`autograd`] computes its maps on the kernels.
 //!
@@ -91,6 +93,7 @@ pub mod files;
 pub mod gate;
 pub mod plan;
 pub mod policy;
+pub mod quantize;
 mod random;
 pub mod report;
 mod session;

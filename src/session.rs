@@ -68,6 +68,9 @@ pub enum Element {
     F16,
     /// f32, whose products are computed with 10 bits of mantissa; on CUDA devices.
     Tf32,
+    /// Whole numbers, −127 to 127, in units of each channel: a quarter of f32's memory. Takes weights with
+    /// [ranges](NetSpec::ranges), which [`quantize`](crate::quantize) measures; sums are 32-bit whole numbers. On the CPU.
+    Int8,
 }
 
 impl Element {
@@ -78,6 +81,7 @@ impl Element {
             Self::Bf16 => DType::Bf16,
             Self::F16 => DType::F16,
             Self::Tf32 => DType::Tf32,
+            Self::Int8 => DType::Int8,
         }
     }
 
@@ -90,18 +94,22 @@ impl Element {
     pub(crate) fn on_cpu(self) -> laud_kernels::DType {
         match self {
             Self::Bf16 => laud_kernels::DType::Bf16,
+            Self::Int8 => laud_kernels::DType::Int8,
             Self::F32 | Self::F16 | Self::Tf32 => laud_kernels::DType::F32,
         }
     }
 
-    /// As CUDA devices name it.
-    pub(crate) fn precision(self) -> Precision {
-        match self {
+    /// As CUDA devices name it; an error where they have no such elements.
+    pub(crate) fn precision(self) -> Result<Precision> {
+        Ok(match self {
             Self::F32 => Precision::F32,
             Self::Tf32 => Precision::Tf32,
             Self::F16 => Precision::F16,
             Self::Bf16 => Precision::Bf16,
-        }
+            Self::Int8 => {
+                bail!("int8 runs on the CPU only so far; CUDA devices have f32, bf16, f16 and tf32")
+            }
+        })
     }
 }
 
@@ -114,7 +122,8 @@ impl FromStr for Element {
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
             "tf32" => Ok(Self::Tf32),
-            _ => bail!("unknown element type {text}; there are f32, bf16, f16 and tf32"),
+            "int8" => Ok(Self::Int8),
+            _ => bail!("unknown element type {text}; there are f32, bf16, f16, tf32 and int8"),
         }
     }
 }
@@ -231,11 +240,15 @@ impl SessionBuilder {
         let spec = Arc::new(spec);
         let plan = plan.unwrap_or_else(|| ExecutionPlan::sparse(&spec));
         let cuda = match (cuda, device) {
-            (None, Device::Cuda(number)) => Some(toolchain.open(number)?),
+            (None, Device::Cuda(number)) => {
+                // What no device has is said before one is looked for.
+                element.precision()?;
+                Some(toolchain.open(number)?)
+            }
             (cuda, _) => cuda,
         };
         if let Some(driver) = cuda {
-            let cuda = Cuda::new(driver, element.precision());
+            let cuda = Cuda::new(driver, element.precision()?);
             let runnable = Box::new(Executor::prepare(spec.clone(), cuda, weights, plan)?);
             return Ok(Session { spec, runnable, policy, exits });
         }
@@ -255,8 +268,9 @@ impl SessionBuilder {
             Element::Bf16 => {
                 Box::new(Executor::prepare(spec.clone(), Cpu::<half::bf16>::new(isa, pool), weights, plan)?)
             }
+            Element::Int8 => bail!("int8 is not in this build"),
             Element::F16 | Element::Tf32 => {
-                bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device")
+                bail!("the cpu has f32, bf16 and int8; f16 and tf32 need a CUDA device")
             }
         };
         Ok(Session { spec, runnable, policy, exits })

@@ -292,6 +292,7 @@ fn completions_and_help_print() {
         "advise",
         "inspect",
         "infer",
+        "quantize",
         "verify",
         "predict",
     ] {

@@ -13,6 +13,7 @@
 //! `calibrate` measuring, resuming and profiles from outside · `plan` what plans are made from and what they change ·
 //! `autograd` the kernels as candle operations, against candle ·
 //! `training_step` steps of training against PyTorch ·
+//! `quantize` how large values become, and files that say so ·
 //! `start` what training starts from · `course` whole trainings, cut off and gone on with ·
 //! `zoo` what ships · `architecture` what may know what.
 //! Support: `fixtures` reads what the official code computed · `naive` the network in f64 loops · `execute` runs the
@@ -41,6 +42,7 @@ mod oracle_cases;
 mod parity;
 mod plan;
 mod policies;
+mod quantize;
 mod session;
 mod start;
 mod training_step;

@@ -169,7 +169,7 @@ impl Naive {
     }
 }
 
-fn max_pool(pool: &MaxPoolSpec, x: &Map) -> Map {
+pub(crate) fn max_pool(pool: &MaxPoolSpec, x: &Map) -> Map {
     Map::new(x.c, pool.output_size(x.size).unwrap(), |c, i, j| {
         let taps = (0..pool.kernel * pool.kernel).map(|t| (t / pool.kernel, t % pool.kernel));
         let value = |(ky, kx)| {

@@ -152,6 +152,8 @@ pub enum DType {
     Bf16,
     /// Stored as 32-bit floating point, multiplied with 10 bits of mantissa on tensor cores.
     Tf32,
+    /// Whole numbers, −127 to 127.
+    Int8,
 }
 
 impl DType {
@@ -160,6 +162,7 @@ impl DType {
         match self {
             Self::F32 | Self::Tf32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 
@@ -170,6 +173,7 @@ impl DType {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Tf32 => "tf32",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -65,7 +65,7 @@ impl Target {
             (Place::Cuda(device), element) => {
                 ensure!(threads == 1, "a CUDA device is calibrated with one thread, not {threads}");
                 let around = Around::gpu(device.properties().l2_bytes, self.dtype().bytes() as usize);
-                Box::new(Probe::new(Cuda::new(device.clone(), element.precision()), around)?)
+                Box::new(Probe::new(Cuda::new(device.clone(), element.precision()?), around)?)
             }
             (Place::Cpu(isa), Element::F32) => {
                 Box::new(Probe::new(Cpu::<f32>::new(*isa, start_threads(threads)?), Around::CPU)?)
@@ -73,8 +73,9 @@ impl Target {
             (Place::Cpu(isa), Element::Bf16) => {
                 Box::new(Probe::new(Cpu::<half::bf16>::new(*isa, start_threads(threads)?), Around::CPU)?)
             }
+            (Place::Cpu(_), Element::Int8) => bail!("int8 is not in this build"),
             (Place::Cpu(_), Element::F16 | Element::Tf32) => {
-                bail!("the cpu has f32 and bf16; f16 and tf32 need a CUDA device")
+                bail!("the cpu has f32, bf16 and int8; f16 and tf32 need a CUDA device")
             }
         })
     }

@@ -32,7 +32,7 @@ pub(super) struct Calibrate {
     /// Threads of an inference on the CPU; one, or several for one profile [default: the cores at hand]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
-    /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
+    /// What activations and weights are stored as: f32, bf16 or, on the CPU, int8; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
     /// Instruction set of the CPU: amx, avx512, avx2, neon or portable [default: the fastest for the element type]
@@ -129,8 +129,12 @@ impl Calibrate {
     fn target(&self) -> Result<Target> {
         let Device::Cuda(number) = self.device else {
             let isa = self.isa.as_deref().map_or_else(|| Ok(self.dtype.best_isa()), Isa::named)?;
-            let tiles = isa.name() == "amx" && self.dtype != Element::Bf16;
-            ensure!(!tiles, "--isa amx: multiplies tiles of bf16; f32 takes {} there", Isa::detect().name());
+            let tiles = isa.name() == "amx" && !matches!(self.dtype, Element::Bf16 | Element::Int8);
+            ensure!(
+                !tiles,
+                "--isa amx: multiplies tiles of bf16 and int8; f32 takes {} there",
+                Isa::detect().name()
+            );
             return Ok(Target::cpu(isa, self.dtype));
         };
         ensure!(self.threads.is_empty(), "--threads: of the CPU only, cuda:{number} has none to choose");

@@ -24,7 +24,7 @@ pub(super) struct DeviceArgs {
     /// Threads of an inference [default: the cores at hand]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// What activations and weights are stored as: f32 or bf16; on CUDA also f16 or tf32
+    /// What activations and weights are stored as: f32, bf16 or, on the CPU, int8; on CUDA also f16 or tf32
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Element,
     /// Instruction set: amx, avx512, avx2, neon or portable [default: the fastest for the element type]

@@ -3,8 +3,10 @@
 use super::force::ForceArgs;
 use super::model::{Model, ModelArgs};
 use super::output::{Table, json, percent, si};
+use super::quantize::RANGES_ABOUT;
 use anyhow::Result;
 use clap::Args;
+use laud::CheckpointWeights;
 use laud_models::{BlockSpec, GateSpec, NetSpec, Shortcut};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -116,6 +118,25 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// Whether whole numbers can be computed with, and by what.
+fn ranges_text(model: &Model) -> String {
+    match (has_ranges(model), model.checkpoint()) {
+        (true, Some(file)) => {
+            let about =
+                file.metadata().get(RANGES_ABOUT).and_then(|json| serde_json::from_str::<Value>(json).ok());
+            let images = about.and_then(|about| about["images"].as_u64());
+            let images = images.map_or_else(|| "images".to_owned(), |images| format!("{images} images"));
+            format!("ranges measured on {images}")
+        }
+        (false, Some(_)) => "no ranges; `laud quantize` measures them".to_owned(),
+        (_, None) => "made-up ranges, for times only".to_owned(),
+    }
+}
+
+fn has_ranges(model: &Model) -> bool {
+    model.checkpoint().is_some_and(|file| CheckpointWeights::new(file).has_ranges(&model.spec))
+}
+
 fn devices() -> Vec<String> {
     let sets = laud_kernels::Isa::available();
     vec![format!("cpu ({})", sets.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))]
@@ -154,6 +175,7 @@ fn print(model: &Model, out: &mut dyn Write) -> Result<()> {
             list(&input.std)
         ),
     );
+    row("int8", ranges_text(model));
     row("gates", gates + if model.attached { " (attached, not trained)" } else { "" });
     let macs = match model.is_gated() {
         true => format!(
@@ -240,6 +262,7 @@ fn report(model: &Model) -> Result<Value> {
         "config_from": model.config_from,
         "gates": model.is_gated().then(|| model.gates_text()),
         "gates_attached": model.attached,
+        "ranges": has_ranges(model),
         "parameters": spec.parameter_count(),
         "tensors": model.checkpoint().map_or_else(|| spec.parameters().len(), |file| file.tensors().len()),
         "macs": {

@@ -22,6 +22,7 @@ mod predict;
 mod predict_profile;
 mod predictor;
 mod profile;
+mod quantize;
 mod rank;
 mod report;
 mod run;
@@ -58,6 +59,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Infer(infer::Infer),
     Train(train::Train),
+    Quantize(quantize::Quantize),
     Verify(verify::Verify),
     Predict(predict::Predict),
     Predictor(predictor::Predictor),
@@ -83,6 +85,7 @@ impl Cli {
             Command::Inspect(command) => command.run(out),
             Command::Infer(command) => command.run(out),
             Command::Train(command) => command.run(out),
+            Command::Quantize(command) => command.run(out),
             Command::Verify(command) => command.run(out),
             Command::Predict(command) => command.run(out),
             Command::Predictor(command) => command.run(out),

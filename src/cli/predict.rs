@@ -45,7 +45,7 @@ pub(super) struct Predict {
     /// With --profile: threads of an inference on a CPU [default: 1]
     #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
-    /// With --profile: f32, bf16, f16 or tf32 [default: what was measured; of several f32]
+    /// With --profile: f32, bf16, f16, tf32 or int8 [default: what was measured; of several f32]
     #[arg(long, value_name = "TYPE", requires = "profile")]
     pub(super) dtype: Option<Element>,
     /// With --profile: split each number into what it is made of

@@ -345,7 +345,7 @@ fn larger(spec: &NetSpec, teacher: Option<&NetSpec>) -> Result<InputSpec> {
     Ok(if pixels(other) > pixels(own) { other.clone() } else { own.clone() })
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

@@ -213,6 +213,15 @@ fn class_folders(root: &Path) -> Result<(Vec<PathBuf>, Vec<u32>)> {
     Ok(index)
 }
 
+/// Image files in a folder, by their names' extensions, without hidden ones, in byte order.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    visible_entries(folder, |path| is_image_name(path) && path.is_file())
+        .with_context(|| folder.display().to_string())
+}
+
 /// Entries of a folder that `keep` accepts, without hidden ones, in byte order.
 fn visible_entries(folder: &Path, keep: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     let mut entries = Vec::new();
