@@ -330,7 +330,10 @@ mod tests {
         profile.check_use(DeviceKind::Cpu, DType::F32).unwrap();
         let said = |kind, dtype| profile.check_use(kind, dtype).unwrap_err().to_string();
         assert!(said(DeviceKind::Cuda, DType::F32).contains("on a cpu device (test), not on cuda"));
-        assert!(said(DeviceKind::Cpu, DType::Bf16).contains("measured with f32, not with bf16"));
+        for dtype in [DType::Bf16, DType::Int8] {
+            let wanted = format!("measured with f32, not with {dtype}");
+            assert!(said(DeviceKind::Cpu, dtype).contains(&wanted));
+        }
     }
 
     #[test]

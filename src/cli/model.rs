@@ -8,7 +8,8 @@ use laud::checkpoint::Checkpoint;
 use laud::exec::Weights;
 use laud::{CheckpointWeights, RandomWeights, zoo};
 use laud_models::{
-    ChannelMasker, GateMode, MapSize, NetConfig, NetSpec, PaddingStyle, PerStage, Shapes, infer, preset_names,
+    ChannelMasker, GateMode, MapSize, NetConfig, NetSpec, PaddingStyle, PerStage, RANGE_PREFIX, Shapes,
+    infer, preset_names,
 };
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -189,7 +190,8 @@ struct WithGates<'a> {
 
 impl Weights for WithGates<'_> {
     fn tensor(&self, name: &str) -> Result<Vec<f32>> {
-        if is_masker(name) { self.gates.tensor(name) } else { self.trained.tensor(name) }
+        let range = name.starts_with(RANGE_PREFIX) && name.ends_with(".gate");
+        if is_masker(name) || range { self.gates.tensor(name) } else { self.trained.tensor(name) }
     }
 }
 
