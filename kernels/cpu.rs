@@ -10,7 +10,7 @@ use crate::mean_pool::MeanPool;
 use crate::shortcut::{self, PadChannels};
 use crate::squeeze_excite::{self, SqueezeExcite, Weights, WeightsSpec};
 use crate::{
-    Backend, Buffer, Channels, Crew, Element, Error, Extent, Isa, PartSums, Result, Rows, Team, Value,
+    Backend, Buffer, Channels, Crew, DType, Element, Error, Extent, Isa, PartSums, Result, Rows, Team, Value,
 };
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -83,6 +83,10 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn element_bytes(&self) -> usize {
         size_of::<E>()
+    }
+
+    fn integers(&self) -> bool {
+        E::DTYPE == DType::Int8
     }
 
     fn map_bytes(&self) -> usize {

@@ -268,7 +268,9 @@ impl SessionBuilder {
             Element::Bf16 => {
                 Box::new(Executor::prepare(spec.clone(), Cpu::<half::bf16>::new(isa, pool), weights, plan)?)
             }
-            Element::Int8 => bail!("int8 is not in this build"),
+            Element::Int8 => {
+                Box::new(Executor::prepare(spec.clone(), Cpu::<i8>::new(isa, pool), weights, plan)?)
+            }
             Element::F16 | Element::Tf32 => {
                 bail!("the cpu has f32, bf16 and int8; f16 and tf32 need a CUDA device")
             }

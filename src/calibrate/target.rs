@@ -73,7 +73,9 @@ impl Target {
             (Place::Cpu(isa), Element::Bf16) => {
                 Box::new(Probe::new(Cpu::<half::bf16>::new(*isa, start_threads(threads)?), Around::CPU)?)
             }
-            (Place::Cpu(_), Element::Int8) => bail!("int8 is not in this build"),
+            (Place::Cpu(isa), Element::Int8) => {
+                Box::new(Probe::new(Cpu::<i8>::new(*isa, start_threads(threads)?), Around::CPU)?)
+            }
             (Place::Cpu(_), Element::F16 | Element::Tf32) => {
                 bail!("the cpu has f32, bf16 and int8; f16 and tf32 need a CUDA device")
             }
