@@ -20,7 +20,7 @@ use std::path::Path;
 const BATCH: usize = 16;
 
 /// The [ranges](NetSpec::ranges) of the network on `weights` over `images`, prepared as the spec says: a value for each channel,
-/// by the tensors' names. Every gate decides to compute. `see` is told how many images are done.
+/// by the tensors' names. Gates decide as they do in the network. `see` is told how many images are done.
 ///
 /// ```
 /// use laud::models::NetConfig;

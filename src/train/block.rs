@@ -180,6 +180,28 @@ impl Residual {
         Ok(y)
     }
 
+    /// Behind every convolution but the last, with `keep [n, u]` of its channel gate.
+    pub(super) fn inner(&self, x: &Map, keep: Option<&Tensor>, maps: &dyn MapOps) -> Result<Vec<Map>> {
+        let inner = &self.convs[..self.convs.len() - 1];
+        let mut all: Vec<Map> = Vec::with_capacity(inner.len());
+        let mask = match (&self.spec.gate.channel, keep) {
+            (Some(gate), Some(keep)) => Some((expand(keep, gate.group_size)?, gate.point)),
+            _ => None,
+        };
+        for conv in inner {
+            let from = all.last().unwrap_or(x);
+            let map = match &mask {
+                None => maps.conv(conv, from, Statistics::Stored)?,
+                Some((keep, point)) => {
+                    let mask = ChannelMask { keep, point: *point };
+                    maps.enter(&conv.forward(&maps.leave(from)?, Some(mask), Statistics::Stored)?)?
+                }
+            };
+            all.push(map);
+        }
+        Ok(all)
+    }
+
     /// Whether squeeze-excitation sits in the branch.
     pub fn squeezes(&self) -> bool {
         self.squeeze_excite.is_some()

@@ -7,16 +7,17 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use laud_models::{NetSpec, RANGE_PREFIX};
 
-use super::block::{Block, Residual};
-use super::decisions::PerGate;
+use super::block::Block;
+use super::decisions::decide;
 use super::layers::{Conv, Statistics, Weights};
 use super::maps::{Map, MapOps};
 
-/// The largest magnitude of every channel at every point of [`NetSpec::ranges`], with everything computed: gates decide nothing.
+/// The largest magnitude of every channel at every point of [`NetSpec::ranges`], as the network's gates decide: samples in which a
+/// block keeps nothing do not count in its branch, and channels that are not kept have the value they are replaced with.
 pub struct Ranges {
     spec: NetSpec,
     stem: Conv,
-    blocks: Vec<(Residual, Option<Conv>)>,
+    blocks: Vec<(Block, Option<Conv>)>,
     head: Option<Conv>,
     maps: Arc<dyn MapOps>,
     largest: BTreeMap<String, Vec<f32>>,
@@ -30,17 +31,16 @@ impl Ranges {
     pub fn new(spec: &NetSpec, weights: &HashMap<String, Tensor>, maps: Arc<dyn MapOps>) -> Result<Self> {
         spec.validate()?;
         let weights = Weights(weights);
-        let plain = spec.without_gates();
-        let blocks = spec.blocks.iter().zip(&plain.blocks).map(|(block, plain)| {
+        let blocks = spec.blocks.iter().map(|block| {
             let gate = block.gate.channel.as_ref().zip(block.gate_hidden());
             let reduce = gate.map(|(gate, hidden)| Conv::load(&gate.reduce_conv(hidden), &weights));
-            Ok((Block::load(plain, &weights)?.residual, reduce.transpose()?))
+            Ok((Block::load(block, &weights)?, reduce.transpose()?))
         });
         Ok(Self {
             stem: Conv::load(&spec.stem.conv, &weights)?,
             blocks: blocks.collect::<Result<_>>()?,
             head: spec.head.conv.as_ref().map(|conv| Conv::load(conv, &weights)).transpose()?,
-            spec: plain,
+            spec: spec.clone(),
             maps,
             largest: BTreeMap::new(),
         })
@@ -53,37 +53,39 @@ impl Ranges {
     pub fn see(&mut self, images: &Tensor) -> Result<()> {
         let Self { spec, stem, blocks, head, maps, largest } = self;
         let conv = |conv: &Conv, map: &Map| maps.conv(conv, map, Statistics::Stored);
-        let mut note = |point: &str, map: &Map| raise(largest, point, &maps.leave(map)?);
+        let mut note =
+            |point: &str, map: &Map, counts: &[bool]| raise(largest, point, &maps.leave(map)?, counts);
         let mut x = maps.enter(images)?;
-        note("input", &x)?;
+        note("input", &x, &[])?;
         x = conv(stem, &x).context("stem")?;
-        note("stem", &x)?;
+        note("stem", &x, &[])?;
         if let Some(pool) = &spec.stem.pool {
             x = maps.max_pool(&x, pool)?;
         }
         for (block, reduce) in blocks {
-            let name = &block.spec.name;
+            let residual = &block.residual;
+            let name = &residual.spec.name;
             let mut run = || {
                 if let Some(reduce) = reduce {
-                    note(&format!("{name}.gate"), &conv(reduce, &x)?)?;
+                    note(&format!("{name}.gate"), &conv(reduce, &x)?, &[])?;
                 }
-                let last = block.convs.len() - 1;
-                let mut inner = x.clone();
-                for (i, link) in block.convs[..last].iter().enumerate() {
-                    inner = conv(link, &inner)?;
-                    note(&format!("{name}.{i}"), &inner)?;
+                let keep = block.logits(&x, &**maps, Statistics::Stored)?.as_ref().try_map(decide)?;
+                let kept = keep.spatial.as_ref().map(some_of_each).transpose()?.unwrap_or_default();
+                let inner = residual.inner(&x, keep.channel.as_ref(), &**maps)?;
+                for (i, inner) in inner.iter().enumerate() {
+                    note(&format!("{name}.{i}"), inner, &kept)?;
                 }
-                if let Some(projection) = &block.projection {
-                    note(name, &conv(projection, &x)?)?;
+                if let Some(projection) = &residual.projection {
+                    note(name, &conv(projection, &x)?, &[])?;
                 }
-                let y = maps.residual(block, &x, &PerGate::none(), Statistics::Stored)?;
-                note(name, &y)?;
+                let y = maps.residual(residual, &x, &keep, Statistics::Stored)?;
+                note(name, &y, &[])?;
                 anyhow::Ok(y)
             };
             x = run().with_context(|| format!("block {name}"))?;
         }
         if let Some(head) = head {
-            note("head", &conv(head, &x).context("head")?)?;
+            note("head", &conv(head, &x).context("head")?, &[])?;
         }
         Ok(())
     }
@@ -94,13 +96,22 @@ impl Ranges {
     }
 }
 
-/// Takes `map [n, c, h, w]` into account.
-fn raise(largest: &mut BTreeMap<String, Vec<f32>>, point: &str, map: &Tensor) -> Result<()> {
+/// Whether any unit of each sample is kept.
+fn some_of_each(keep: &Tensor) -> Result<Vec<bool>> {
+    Ok(keep.to_vec2::<f32>()?.iter().map(|units| units.iter().any(|&keep| keep > 0.0)).collect())
+}
+
+/// Takes `map [n, c, h, w]` into account, of samples that count; without any word about that of all.
+fn raise(largest: &mut BTreeMap<String, Vec<f32>>, point: &str, map: &Tensor, counts: &[bool]) -> Result<()> {
     let (_, c, h, w) = map.dims4()?;
     let values = map.flatten_all()?.to_vec1::<f32>()?;
     let name = format!("{RANGE_PREFIX}{point}");
     let channels = largest.entry(name).or_insert_with(|| vec![0.0; c]);
-    for (plane, channel) in values.chunks_exact((h * w).max(1)).zip((0..c).cycle()) {
+    for (at, plane) in values.chunks_exact((h * w).max(1)).enumerate() {
+        let (sample, channel) = (at / c, at % c);
+        if counts.get(sample) == Some(&false) {
+            continue;
+        }
         let (all_finite, most) = plane.iter().fold((true, channels[channel]), |(finite, most), value| {
             (finite & value.is_finite(), most.max(value.abs()))
         });
