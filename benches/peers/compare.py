@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compare laud with ONNX Runtime and OpenVINO: static networks, fp32, same threads, same machine.
+"""Compare laud with ONNX Runtime and OpenVINO: static networks, same type, threads and machine.
 
 Each engine lives in its own process and only one runs at a time. Within a column (model, batch,
 threads) the engines take turns, round by round, in an order that rotates, so that a change in the
 machine's load falls on all of them. A turn warms up, then times single inferences; its median is the
 round's value. A column reports the median and MAD over rounds, the fastest single inference, and the
-median over rounds of each engine's time relative to ONNX Runtime in the same round.
+median over rounds of each engine's time relative to a reference engine's in the same round.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +25,14 @@ import numpy as np
 
 import export
 
-REFERENCE = {"f32": "onnxruntime", "bf16": "openvino"}
-TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}
+REFERENCE = {"f32": "onnxruntime", "bf16": "openvino", "int8": "openvino"}
+TOLERANCE = {"f32": 1e-3, "bf16": 5e-2, "int8": 5e-2}
 SETTLE = 0.02  # seconds between turns: an engine's idle threads may spin on for a moment
 
 
 def open_onnxruntime(path, batch, threads, dtype):
-    if dtype != "f32":
-        raise ValueError(f"ONNX Runtime has no {dtype} on the CPU")
+    if dtype == "bf16":
+        raise ValueError("ONNX Runtime has no bf16 on the CPU")
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -40,8 +41,24 @@ def open_onnxruntime(path, batch, threads, dtype):
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_free_dimension_override_by_name("batch", batch)
+    if dtype == "int8":
+        check_onnxruntime(path, options)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"input": image})[0]
+
+
+def check_onnxruntime(path, options):
+    """Refuse a network whose convolutions are not all in int8 once it is optimised."""
+    import onnxruntime as ort
+
+    options.log_severity_level = 3  # else it warns that the optimised file is for this processor
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        operators = [node.op_type for node in export.onnx.load(options.optimized_model_filepath).graph.node]
+    options.optimized_model_filepath = ""
+    if "QLinearConv" not in operators or {"Conv", "FusedConv"} & set(operators):
+        raise ValueError("ONNX Runtime left convolutions in f32")
 
 
 def open_openvino(path, batch, threads, dtype):
@@ -52,17 +69,32 @@ def open_openvino(path, batch, threads, dtype):
     model.reshape([batch, 3, export.SIDE, export.SIDE])
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": dtype,
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    if dtype != "int8":  # int8 is in the network; what is left in floating point runs as OpenVINO prefers
+        config["INFERENCE_PRECISION_HINT"] = dtype
+    compiled = core.compile_model(model, "CPU", config)
+    if dtype == "int8":
+        check_openvino(compiled)
+    request = compiled.create_infer_request()
 
     def infer(image):
         request.infer({0: image}, share_inputs=True)
         return request.get_output_tensor().data.copy()
 
     return infer
+
+
+def check_openvino(compiled):
+    """Refuse a network whose convolutions are not all computed by int8 kernels."""
+    kernels = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType") if key in node.rt_info}
+        if info.get("layerType") == "Convolution":
+            kernels.append(info["primitiveType"])
+    if not kernels or not all(kernel.lower().endswith("i8") for kernel in kernels):
+        raise ValueError(f"OpenVINO left convolutions in floating point: {', '.join(sorted(set(kernels)))}")
 
 
 PEERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
@@ -137,13 +169,69 @@ class Laud:
         pass
 
 
-def open_engines(args, model, batch, threads):
-    engines = {}
+def quantise(source, target, engine):
+    """Write the network `source` in int8, in the form in which `engine` runs it fastest.
+
+    Weights are signed and per channel. Activations are unsigned with zero points for ONNX Runtime, which
+    leaves convolutions of signed ones in f32. OpenVINO is given those that can be negative as signed
+    without zero points.
+    """
+    import onnxruntime.quantization as quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(quantization.CalibrationDataReader):
+        """Random images and few: the ranges decide what comes out, not how long it takes."""
+
+        def __init__(self):
+            shape = (4, 1, 3, export.SIDE, export.SIDE)
+            self.images = iter(np.random.default_rng(2).standard_normal(shape, dtype=np.float32))
+
+        def get_next(self):
+            image = next(self.images, None)
+            return None if image is None else {"input": image}
+
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        prepared, done = Path(folder) / "prepared.onnx", Path(folder) / "done.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        extra = {}
+        if engine == "openvino":
+            signed = ["input"]
+            for node in export.onnx.load(prepared).graph.node:
+                if node.op_type in ("Conv", "Gemm", "Add"):
+                    signed += node.output
+            kind = {"quant_type": quantization.QuantType.QInt8, "symmetric": True}
+            extra["TensorQuantOverrides"] = {name: [kind] for name in signed}
+        quantization.quantize_static(
+            prepared,
+            done,
+            Images(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            extra_options=extra,
+        )
+        done.rename(target)
+
+
+def network(args, model, engine):
+    """The file that `engine` reads, made if missing."""
     path = export.path_of(args.models_dir, model, 0)
     if not path.exists():
         args.models_dir.mkdir(parents=True, exist_ok=True)
         export.onnx.save(export.build(model)[0], path)
-    for name in args.engines:
+    if args.dtype != "int8":
+        return path
+    quantised = path.with_name(f"{model}_int8_{engine}.onnx")
+    if not quantised.exists():
+        quantise(path, quantised, engine)
+    return quantised
+
+
+def open_engines(args, model, batch, threads):
+    engines = {}
+    paths = {name: network(args, model, name) for name in args.engines}
+    for name, path in paths.items():
         engines[name] = Peer(name, path, batch, threads, args.dtype)
     outputs = [peer.logits for peer in engines.values()]
     for other in outputs[1:]:
@@ -307,7 +395,7 @@ def main():
     parser.add_argument("--models-dir", type=Path, default=Path("peer-models"), help="ONNX files; made if missing")
     parser.add_argument("--out", type=Path, default=Path("peers"), help="stem of the .json and .md reports")
     args = parser.parse_args()
-    args.engines = args.engines or (list(PEERS) if args.dtype == "f32" else [REFERENCE[args.dtype]])
+    args.engines = args.engines or (["openvino"] if args.dtype == "bf16" else list(PEERS))
 
     if args.laud and not args.laud.exists():
         print(f"laud skipped: {args.laud} does not exist", file=sys.stderr)
