@@ -1,13 +1,18 @@
 //! How large values become inside a network, and files that say so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
+use candle_core::Tensor;
 use laud::autograd::kernel_maps;
 use laud::checkpoint::Checkpoint;
-use laud::models::{NetConfig, Shortcut};
+use laud::exec::Request;
+use laud::gate::{Given, Pattern};
+use laud::kernels::Isa;
+use laud::models::{ChannelHead, NetConfig, NetSpec, Shortcut};
 use laud::train::{BlockMasks, MapElement, Ranges, random_images, random_weights};
-use laud::{CheckpointWeights, Element, RandomWeights, Session};
+use laud::vision::Preprocess;
+use laud::{CheckpointWeights, Device, Element, Output, RandomWeights, Session, TensorMap};
 
 use crate::cli::{fails, fixture, prints, prints_json};
 use crate::naive::{Map, Naive, max_pool, samples};
@@ -16,6 +21,30 @@ use crate::networks::NAMED;
 const IMAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/zoo/cifar10_images/cifar10_test_32.bin");
 const PHOTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/zoo/photos");
 
+/// The weights of a network whose gates keep everything, or nothing.
+fn leaning(spec: &NetSpec, keep: bool) -> HashMap<String, Tensor> {
+    let mut weights = random_weights(spec, 3).unwrap();
+    let biases = spec.blocks.iter().flat_map(|block| {
+        let spatial = block.gate.spatial.iter().map(|gate| format!("{}.conv.bias", gate.prefix));
+        let channel = block.gate.channel.iter().map(|gate| {
+            let last = match gate.head {
+                ChannelHead::Mlp1 => "conv",
+                ChannelHead::Mlp2 { .. } => "conv.2",
+                ChannelHead::ConvLinear { .. } => "linear",
+            };
+            format!("{}.{last}.bias", gate.prefix)
+        });
+        spatial.chain(channel).collect::<Vec<_>>()
+    });
+    for name in biases {
+        let bias = weights.get_mut(&name).unwrap();
+        let half = bias.elem_count() / 2;
+        let lean = |i: usize| if (i < half) == keep { 1e4f32 } else { -1e4 };
+        *bias = Tensor::from_iter((0..2 * half).map(lean), bias.device()).unwrap();
+    }
+    weights
+}
+
 /// Every point of every network, against loops in f64.
 #[test]
 fn ranges_are_the_largest_magnitudes_of_every_point() {
@@ -23,7 +52,7 @@ fn ranges_are_the_largest_magnitudes_of_every_point() {
         let mut spec = NetConfig::from_json(config).unwrap().build().unwrap();
         // Stages are what is shown of a network from outside.
         (0..).zip(&mut spec.blocks).for_each(|(i, block)| block.stage = i);
-        let (weights, images) = (random_weights(&spec, 3).unwrap(), random_images(&spec, 3, 4).unwrap());
+        let (weights, images) = (leaning(&spec, true), random_images(&spec, 3, 4).unwrap());
         let mut ranges = Ranges::new(&spec, &weights, kernel_maps(MapElement::F32, 1).unwrap()).unwrap();
         // Not all at once: what was seen before counts too.
         ranges.see(&images.narrow(0, 0, 2).unwrap()).unwrap();
@@ -83,6 +112,117 @@ fn ranges_are_the_largest_magnitudes_of_every_point() {
             }
         }
     }
+}
+
+#[test]
+fn what_gates_leave_out_has_no_part_in_ranges() {
+    for (name, config) in NAMED {
+        let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+        let ranges = |seed| {
+            let maps = kernel_maps(MapElement::F32, 1).unwrap();
+            let mut ranges = Ranges::new(&spec, &leaning(&spec, false), maps).unwrap();
+            ranges.see(&random_images(&spec, 2, seed).unwrap()).unwrap();
+            ranges.largest().clone()
+        };
+        let (one, other) = (ranges(4), ranges(5));
+        for block in &spec.blocks {
+            for i in 0..block.convs.len() - 1 {
+                let point = format!("range.{}.{i}", block.name);
+                if block.gate.spatial.is_some() {
+                    assert!(one[&point].iter().all(|&most| most == 0.0), "{name}: {point}");
+                } else if block.gate.channel.is_some() {
+                    assert_eq!(one[&point], other[&point], "{name}: masked channels are the same for all");
+                }
+            }
+        }
+        assert_ne!(one["range.stem"], other["range.stem"]);
+    }
+}
+
+/// Root of the mean square of differences, of the mean square.
+fn apart(got: &[f32], want: &[f32]) -> f64 {
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let differences = square(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    (differences / square(&mut want.iter().copied())).sqrt()
+}
+
+/// Whatever is active: every network, on every instruction set.
+#[test]
+fn int8_computes_what_f32_does_but_for_rounding() {
+    const MOBILENET: &str = r#"{"arch": "mobilenet_v2", "width_mult": 0.25, "input_size": 64, "num_classes": 9,
+        "dyn_mode": "both", "spatial_granularity": 2, "channel_granularity": 4}"#;
+    let mut refused = Vec::new();
+    for (name, config) in NAMED.into_iter().chain([("mobilenet as it is", MOBILENET)]) {
+        let spec = NetConfig::from_json(config).unwrap().build().unwrap();
+        let weights = leaning(&spec, true);
+        let images = random_images(&spec, 3, 4).unwrap();
+        let mut ranges = Ranges::new(&spec, &weights, kernel_maps(MapElement::F32, 1).unwrap()).unwrap();
+        ranges.see(&images).unwrap();
+        let mut weights = TensorMap::from_candle(&weights).unwrap();
+        weights.0.extend(ranges.largest().clone());
+        let images = images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let int8 = Session::builder(spec.clone()).device(Device::Cpu).element(Element::Int8);
+        if let Err(error) = int8.build(&weights) {
+            assert!(error.to_string().contains("no ReLU6 on a stream that goes beyond 6"), "{error:#}");
+            refused.push(name);
+            continue;
+        }
+        let infer = |element: Element, isa: &str, density: f64, threads: usize| {
+            let policy = Given::forced(&spec, 3, density, Pattern::Scattered, 7).unwrap();
+            let session = Session::builder(spec.clone()).element(element).isa(isa).threads(threads);
+            let session = session.policy(policy).build(&weights).unwrap();
+            let mut output = Output::default();
+            let request = Request { images: &images, batch: 3, features: true, masks: true, timed: false };
+            session.infer_into(request, &mut output).unwrap();
+            output
+        };
+        for density in [0.5, 1.0] {
+            let wanted = infer(Element::F32, "portable", density, 1);
+            for isa in Isa::available() {
+                let found = infer(Element::Int8, isa.name(), density, 2);
+                assert_eq!(found.masks, wanted.masks);
+                for (stage, (found, wanted)) in found.features.iter().zip(&wanted.features).enumerate() {
+                    let apart = apart(&found.values, &wanted.values);
+                    assert!(apart < 0.1, "{name} on {} at {density}: stage {stage} {apart}", isa.name());
+                }
+                let apart = apart(&found.logits, &wanted.logits);
+                assert!(apart < 0.1, "{name} on {} at {density}: {apart}", isa.name());
+                let alone = infer(Element::Int8, isa.name(), density, 1);
+                assert_eq!(alone.logits, found.logits, "{name} on {}: threads", isa.name());
+            }
+        }
+    }
+    assert_eq!(refused.len(), 3, "{refused:?}");
+}
+
+#[test]
+fn int8_classifies_as_f32_does_and_asks_for_ranges() {
+    let folder = tempfile::tempdir().unwrap();
+    for model in ["cifar_resnet20", "cifar_resnet56_jpeg_channel"] {
+        let file = folder.path().join(model).with_extension("safetensors");
+        prints(&format!("quantize --model {model} --images {IMAGES} --output {}", file.display()));
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let spec = NetConfig::from_json(&checkpoint.metadata()["config"]).unwrap().build().unwrap();
+        let preprocess = Preprocess::new(&spec.input).unwrap();
+        let [int8, f32] = [Element::Int8, Element::F32].map(|element| {
+            let session = Session::builder(spec.clone()).device(Device::Cpu).element(element);
+            let session = session.build(&CheckpointWeights::new(&checkpoint)).unwrap();
+            let set = laud::zoo::cifar10_images().unwrap();
+            let answers = set.iter().map(|sample| {
+                let mut values = vec![0.0; preprocess.values()];
+                preprocess.write_nchw(&sample.unwrap().image, &mut values).unwrap();
+                let logits = session.infer(&values, 1).unwrap().logits;
+                (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
+            });
+            answers.collect::<Vec<_>>()
+        });
+        let same = int8.iter().zip(&f32).filter(|(a, b)| a == b).count();
+        assert!(same >= 30, "{model}: {same} of 32 the same");
+    }
+    fails(
+        &format!("eval --dtype int8 --device cpu --model cifar_resnet20 --data {IMAGES}"),
+        &["laud quantize", "range.input"],
+    );
 }
 
 #[test]

@@ -45,6 +45,17 @@ impl FilterSpec<'_> {
     }
 }
 
+impl FilterSpec<'_> {
+    /// Whether every sum over whole numbers of a byte, with the bias, is a number of 32 bits.
+    fn is_moderate(&self) -> bool {
+        let largest = |values: &[f32]| values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+        let terms = self.geometry.weights() / self.geometry.c_out;
+        let constant = self.input_constant.map_or(0.0, largest);
+        let sum = terms as f32 * largest(self.weight) * (128.0 + constant);
+        sum + largest(self.bias) < (1u32 << 30) as f32
+    }
+}
+
 /// A convolution's weights, packed for one instruction set.
 ///
 /// Columns are cut into panels as wide as the GEMM tile, whose rows are `[tap][input channel]`; a layout says in
@@ -197,6 +208,10 @@ impl<E: Element> Filter<E> {
             Layout::Panels => cut(&g, tile.lanes, tile.columns, |inputs| taps * inputs),
         };
         let mut data = zeroed(len + SLACK, "packed weights")?;
+        if E::DTYPE == DType::Int8 && !spec.is_moderate() {
+            let why = "weights or biases are too large for whole numbers";
+            return Err(Error::Geometry { op: "filter", why, geometry: g.to_string() });
+        }
         let units = E::weight_units(spec.weight, g.c_out);
         for panel in &panels {
             let out = &mut data.as_mut_slice()[panel.offset..];

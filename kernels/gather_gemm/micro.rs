@@ -417,6 +417,7 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                     }
                     if residual {
                         for j in 0..vectors {
+                            v[j] = before_residual::<S, E>(v[j]);
                             v[j] = S::add(v[j], S::load(out.add(j * S::LANES).cast_const()));
                         }
                     }
@@ -435,6 +436,23 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 };
             }
             every_row!(write);
+        }
+    }
+}
+
+/// What a residual is added to: whole numbers are rounded first.
+///
+/// # Safety
+/// As for [`compute`], inside a function compiled for `S`.
+#[inline(always)]
+unsafe fn before_residual<S: Simd, E: Element>(v: S::V) -> S::V {
+    // Numbers from here to twice as much are whole; what is as large by itself saturates anyway.
+    const WHOLE: f32 = 12_582_912.0;
+    // SAFETY: see above.
+    unsafe {
+        match E::DTYPE {
+            DType::Int8 => S::sub(S::add(v, S::splat(WHOLE)), S::splat(WHOLE)),
+            _ => v,
         }
     }
 }
@@ -484,6 +502,7 @@ pub(super) unsafe fn finish<S: Simd, E: Element>(
                     _ => S::add(v, bias),
                 };
                 if end.residual {
+                    v = before_residual::<S, E>(v);
                     v = S::add(v, S::load_first(out.add(at).cast_const(), n));
                 }
                 v = match end.act {

@@ -14,6 +14,8 @@
 //! before BatchNorm, so an inactive channel is `relu(bn(0))`, not zero). Stored activations have the constant
 //! already subtracted. Padding is zero *after* the constant, hence one folded bias per set of taps that lie inside.
 //!
+//! Whole numbers are rounded before the residual is added, and behind the activation.
+//!
 //! **Layout.** Activations are rows of `c` values. Row `i` lies at the pixel's own place ([`Placement::Natural`]) or
 //! at `i` ([`Placement::Compact`]). The `j`-th active channel of a sample lies at position `j` of its row.
 
@@ -33,7 +35,7 @@ pub use cpu::run;
 pub use filter::{Filter, FilterSpec, Tile, tile};
 pub use scratch::Scratch;
 
-use crate::{Act, ActiveSet, Channels, Element, Error, Result, Rows};
+use crate::{Act, ActiveSet, Channels, DType, Element, Error, Result, Rows};
 
 /// Where the rows of an operand lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +154,9 @@ pub fn reference<E: Element>(spec: &FilterSpec<'_>, call: &mut GatherGemm<'_, [E
                 }
                 let out = &mut call.output[at * g.c_out + j];
                 if call.residual {
+                    if E::DTYPE == DType::Int8 {
+                        z = z.round_ties_even();
+                    }
                     z += out.to_f32();
                 }
                 *out =

@@ -14,6 +14,11 @@ pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
         // pointers are what the call was checked for.
         return unsafe { whole::run(pending) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if isa.0 == crate::simd::Kind::Vnni && bytes::fits(&pending.end) {
+        // SAFETY: the token says that the machine has such vectors, and the pointers are what the call was checked for.
+        return unsafe { bytes::rows(pending) };
+    }
     any(isa, pending);
 }
 
@@ -24,6 +29,10 @@ dispatch! {
 
 #[inline(always)]
 fn ask_set<S: Simd, E: Element>(end: &Epilogue<E>, rows: Range<usize>) {
+    // The line's first columns have just been written.
+    if end.column * size_of::<E>() % 64 != 0 {
+        return;
+    }
     for row in rows {
         // SAFETY: there are as many rows; asking for an address never faults.
         unsafe { S::prefetch_write((*end.out.add(row)).wrapping_add(end.column).cast()) }
@@ -65,6 +74,9 @@ mod whole {
     pub(super) unsafe fn run<E: Element>(pending: &Pending<E>) {
         // SAFETY: the caller's promise.
         unsafe {
+            if E::DTYPE == DType::Int8 && super::bytes::fits(&pending.end) {
+                return super::bytes::rows(pending);
+            }
             match pending.end.stored {
                 SIDE => rows::<1, E>(pending),
                 _ => rows::<2, E>(pending),
@@ -121,6 +133,9 @@ mod whole {
                                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
                             }
                         };
+                        if E::DTYPE == DType::Int8 {
+                            v = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v);
+                        }
                         v = _mm512_add_ps(v, before);
                     }
                     // The value is the second operand, which is handed on when it is NaN.
@@ -139,6 +154,67 @@ mod whole {
                     let one = _mm512_cvtneps_pbh(value[0]);
                     _mm256_storeu_si256(out.cast(), std::mem::transmute::<__m256bh, __m256i>(one));
                 }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod bytes {
+    use super::super::super::micro::Epilogue;
+    use super::super::{Pending, SIDE, TILE};
+    use crate::Act;
+    use std::arch::x86_64::*;
+
+    /// Whether outputs are whole tiles and nothing is subtracted from them.
+    pub(super) fn fits<E>(end: &Epilogue<E>) -> bool {
+        end.whole() && end.stored == TILE.columns && end.constant.is_null()
+    }
+
+    /// Both tiles of columns, in numbers of 16 bits: two rows at a time fill a vector of bytes.
+    ///
+    /// # Safety
+    /// Elements are bytes and [`fits`]; the machine has such vectors; outputs, bias and scale have as many columns.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn rows<E>(pending: &Pending<E>) {
+        assert!(size_of::<E>() == 1);
+        let Pending { end, rows, sums, at } = pending;
+        // Packing takes four columns of the first tile and four of the second in turns.
+        let apart = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let together = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let least = _mm512_set1_epi16(if end.act == Act::Relu { 0 } else { i16::MIN });
+        // SAFETY: the caller's promise.
+        unsafe {
+            let load = |from: *const f32| [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(SIDE))];
+            let scale = load(end.scale);
+            let mut bias = load(end.bias);
+            for first in rows.clone().step_by(2) {
+                // Of an odd number the last row is computed twice.
+                let pair = [first, (first + 1).min(rows.end - 1)];
+                let mut values = [least; 2];
+                for (value, row) in values.iter_mut().zip(pair) {
+                    if end.bias_stride > 0 {
+                        bias = load(end.bias_of(row));
+                    }
+                    let sums = sums.add(*at.add(row) as usize * TILE.columns);
+                    let sums = [
+                        _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.cast())),
+                        _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.add(SIDE).cast())),
+                    ];
+                    let one = _mm512_cvtps_epi32(_mm512_fmadd_ps(sums[0], scale[0], bias[0]));
+                    let two = _mm512_cvtps_epi32(_mm512_fmadd_ps(sums[1], scale[1], bias[1]));
+                    *value = _mm512_packs_epi32(one, two);
+                    if end.residual {
+                        let before = _mm256_loadu_si256((*end.out.add(row)).add(end.column).cast());
+                        let before = _mm512_cvtepi8_epi16(_mm256_permutevar8x32_epi32(before, apart));
+                        *value = _mm512_adds_epi16(*value, before);
+                    }
+                    *value = _mm512_max_epi16(*value, least);
+                }
+                let both = _mm512_permutexvar_epi32(together, _mm512_packs_epi16(values[0], values[1]));
+                let out = pair.map(|row| (*end.out.add(row)).add(end.column).cast());
+                _mm256_storeu_si256(out[1], _mm512_extracti64x4_epi64::<1>(both));
+                _mm256_storeu_si256(out[0], _mm512_castsi512_si256(both));
             }
         }
     }
