@@ -1,13 +1,12 @@
-//! The CPU's gather_gemm where it multiplies tiles of bfloat16; see `kernels/gather_gemm/tiles`.
+//! The CPU's gather_gemm where it multiplies tiles of bfloat16 or of bytes; see `kernels/gather_gemm/tiles`.
 
 use super::gather_gemm::{CHUNKS_PER_THREAD, SHARED_NS_PER_BYTE, UNIT, packings, parts};
 use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::Workload;
 
-/// Rows and columns of a tile, and steps of a reduction that are done at a time.
+/// Rows and columns of a tile.
 const SIDE: f64 = 16.0;
-const DEPTH: f64 = 32.0;
 /// What a product computes at once.
 const PRODUCT: f64 = 2.0 * SIDE;
 /// Copied rows of a block, and weights that stay in a core's cache next to them.
@@ -22,9 +21,15 @@ const MOST_WASTE_OF_FEW: f64 = 2.6;
 /// What a step of a product takes where nothing is waited for.
 const NS_PER_STEP: f64 = 25.0;
 
-/// Whether calls run on tiles: what such a CPU computes in f32 is of another instruction set.
+/// Whether calls run on tiles: what such a CPU computes in f32, and with vectors of bytes in bfloat16, is of another instruction
+/// set.
 pub(super) fn runs(facts: &DeviceFacts) -> bool {
-    facts.isa == "amx"
+    ["amx", "avx512vnni"].contains(&&*facts.isa)
+}
+
+/// Values of a row that are met at a time.
+fn step_len(w: &Workload) -> f64 {
+    64.0 / f64::from(w.dtype.bytes())
 }
 
 /// How rows are read.
@@ -40,7 +45,7 @@ enum Read {
 
 /// Whether the kernel rows of groups begin steps.
 fn in_lines(w: &Workload, packs: bool) -> bool {
-    w.groups > 1 && w.kernel > 1 && !(w.c_in / w.groups).is_multiple_of(DEPTH as u32) && !packs
+    w.groups > 1 && w.kernel > 1 && !(w.c_in / w.groups).is_multiple_of(step_len(w) as u32) && !packs
 }
 
 /// How rows are read, in how many windows of sixteen, and pixels that are copied for it.
@@ -48,7 +53,7 @@ fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64, lines: b
     let (kernel, taps) = (f64::from(w.kernel), f64::from(w.kernel).powi(2));
     let (stride, out_w) = (f64::from(w.stride), f64::from(w.out_w));
     let all = f64::from(w.batch) * f64::from(w.out_h) * out_w / jobs;
-    let whole = inputs > 0.0 && inputs % DEPTH == 0.0;
+    let whole = inputs > 0.0 && inputs % step_len(w) == 0.0;
     let follows = whole || inputs == f64::from(w.c_in);
     if w.kernel == 1 && w.stride == 1 && (w.input_compact || rows >= all) && follows && rows >= SIDE {
         return (Read::Even, (rows / SIDE).ceil(), 0.0);
@@ -58,7 +63,7 @@ fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64, lines: b
     let windows = ((rows + gap * runs) / SIDE).min(rows / SIDE + 0.5 * runs).max(rows / SIDE).ceil();
     let height = (f64::from(w.out_h) - 1.0) * stride + kernel;
     let copied = (f64::from(w.batch) / jobs * height).min(runs * kernel) * width;
-    let waste = if lines && inputs < DEPTH { MOST_WASTE_OF_FEW } else { MOST_WASTE };
+    let waste = if lines && inputs < step_len(w) { MOST_WASTE_OF_FEW } else { MOST_WASTE };
     let fits = windows * SIDE <= waste * rows + SIDE && copied <= 0.75 * rows * taps;
     if w.kernel > 1 && (whole || lines) && fits {
         return (Read::Map, windows, copied);
@@ -90,7 +95,8 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     };
     let depth = s.taps * inputs;
     let (lines, kernel) = (in_lines(w, li || lo), f64::from(w.kernel));
-    let steps = if lines { kernel * (kernel * inputs / DEPTH).ceil() } else { (depth / DEPTH).ceil() };
+    let steps =
+        if lines { kernel * (kernel * inputs / step_len(w)).ceil() } else { (depth / step_len(w)).ceil() };
     let (read, windows, pixels) = read(w, (rows, runs, jobs), inputs, lines);
 
     let threads = f64::from(w.threads);
@@ -162,7 +168,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
             s.rows * s.taps * copies,
             all_pixels * gathered,
             all_pixels * inputs * gathered,
-            all_pixels * gathered * flag(inputs % DEPTH > 0.0),
+            all_pixels * gathered * flag(inputs % step_len(w) > 0.0),
             all_pixels * map,
             all_pixels * inputs * map,
             f64::from(w.runs) * copies,
