@@ -25,7 +25,8 @@
 //! `n` samples, `h` rows, `w` columns, `c` channels of a feature map; `k`, `r`, `s` output channel, kernel row and
 //! kernel column of a filter. Activations are `[n, h, w, c]`, weights `krsc`; sizes count elements unless they end in
 //! `bytes`. A *row* of the implicit GEMM is an output pixel of one sample, `(n·h + y)·w + x`; a *column* is a channel.
-//! Elements are stored as f32 or bf16 ([`Element`]) and summed in f32.
+//! Elements are stored as f32, bf16 or whole numbers of a byte ([`Element`]); sums are f32, or of bytes whole numbers of 32 bits where
+//! the processor multiplies those.
 //!
 //! # Two pixels of four
 //!

@@ -56,7 +56,8 @@ impl FromStr for Device {
     }
 }
 
-/// What activations and weights are stored as. Arithmetic accumulates in f32.
+/// What activations and weights are stored as. Arithmetic accumulates in f32, of whole numbers in 32 bits where the processor
+/// multiplies them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Element {
     /// IEEE single precision.
@@ -68,8 +69,9 @@ pub enum Element {
     F16,
     /// f32, whose products are computed with 10 bits of mantissa; on CUDA devices.
     Tf32,
-    /// Whole numbers, −127 to 127, in units of each channel: a quarter of f32's memory. Takes weights with
-    /// [ranges](NetSpec::ranges), which [`quantize`](crate::quantize) measures; sums are 32-bit whole numbers. On the CPU.
+    /// Whole numbers, −128 to 127, in units of each channel: a quarter of f32's memory, and the fastest where the processor
+    /// multiplies bytes (AMX, AVX-512 VNNI). Takes weights with [ranges](NetSpec::ranges), which [`quantize`](crate::quantize)
+    /// measures. On the CPU.
     Int8,
 }
 
@@ -168,7 +170,8 @@ impl SessionBuilder {
         self
     }
 
-    /// Instruction set on the CPU (`avx512`, `avx2`, `neon`, `portable`); default: the widest.
+    /// Instruction set on the CPU (`amx`, `avx512vnni`, `avx512`, `avx2`, `neon`, `portable`); default: the fastest for the element
+    /// type.
     pub fn isa(mut self, name: &str) -> Self {
         self.isa = Some(name.to_owned());
         self

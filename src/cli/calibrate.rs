@@ -129,11 +129,17 @@ impl Calibrate {
     fn target(&self) -> Result<Target> {
         let Device::Cuda(number) = self.device else {
             let isa = self.isa.as_deref().map_or_else(|| Ok(self.dtype.best_isa()), Isa::named)?;
-            let tiles = isa.name() == "amx" && !matches!(self.dtype, Element::Bf16 | Element::Int8);
+            let (multiplies, fits) = match isa.name() {
+                "amx" => ("tiles of bf16 and int8", matches!(self.dtype, Element::Bf16 | Element::Int8)),
+                "avx512vnni" => ("int8", self.dtype == Element::Int8),
+                _ => ("", true),
+            };
             ensure!(
-                !tiles,
-                "--isa amx: multiplies tiles of bf16 and int8; f32 takes {} there",
-                Isa::detect().name()
+                fits,
+                "--isa {}: multiplies {multiplies}; {} takes {} there",
+                isa.name(),
+                self.dtype.dtype(),
+                self.dtype.best_isa().name()
             );
             return Ok(Target::cpu(isa, self.dtype));
         };

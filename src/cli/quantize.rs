@@ -105,8 +105,11 @@ impl Quantize {
         let found = found.with_context(|| model.label.clone())?;
         let names = self.images.iter().map(|path| file_name(path)).collect::<Vec<_>>();
         let about = json!({ "images": count, "from": names }).to_string();
-        let config = serde_json::to_string(&model.config).context("cannot write the configuration")?;
-        let metadata = BTreeMap::from([("config".to_owned(), config), (RANGES_ABOUT.to_owned(), about)]);
+        let mut metadata = BTreeMap::from([(RANGES_ABOUT.to_owned(), about)]);
+        if !checkpoint.metadata().contains_key("config") {
+            let config = serde_json::to_string(&model.config).context("cannot write the configuration")?;
+            metadata.insert("config".to_owned(), config);
+        }
         write(&self.output, checkpoint, &found, metadata)?;
         if self.json {
             return json(
