@@ -30,7 +30,7 @@ dispatch! {
 #[inline(always)]
 fn ask_set<S: Simd, E: Element>(end: &Epilogue<E>, rows: Range<usize>) {
     // The line's first columns have just been written.
-    if end.column * size_of::<E>() % 64 != 0 {
+    if !(end.column * size_of::<E>()).is_multiple_of(64) {
         return;
     }
     for row in rows {
