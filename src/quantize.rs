@@ -1,7 +1,7 @@
 //! What a network of whole numbers ([`Element::Int8`](crate::Element::Int8)) needs besides weights: how large its values become.
 //!
 //! [`ranges`] looks at a few hundred images and finds the largest magnitude of each channel wherever activations are stored; no
-//! labels, no training. [`write`] puts that beside the weights, as tensors that everything else passes over. What unit a
+//! labels, no training. [`write()`] puts that beside the weights, as tensors that everything else passes over. What unit a
 //! channel is stored in follows from it when a session is built, and weights are rounded then too: the file stays a network of
 //! floating-point numbers.
 
