@@ -18,7 +18,8 @@ struct Case {
     compact: bool,
     residual: bool,
     act: Act,
-    constants: bool,
+    /// Of inactive input channels, and of inactive output channels.
+    constants: (bool, bool),
     threads: usize,
     seed: u64,
 }
@@ -35,7 +36,7 @@ impl Case {
             compact: false,
             residual: false,
             act: Act::Relu,
-            constants: false,
+            constants: (false, false),
             threads: 2,
             seed: 1,
         }
@@ -116,8 +117,8 @@ fn outputs<E: Element>(case: &Case, isa: Isa) -> (Vec<f32>, Vec<f32>) {
         geometry: g,
         weight: &values.weight,
         bias: &bias,
-        input_constant: case.constants.then_some(&input_constant),
-        output_constant: case.constants.then_some(&output_constant),
+        input_constant: case.constants.0.then_some(&input_constant),
+        output_constant: case.constants.1.then_some(&output_constant),
         output_group: case.group,
     };
     let rows = case.rows.rows(&mut random, case.batch, g.output.pixels(), case.seed.is_multiple_of(2));
@@ -282,7 +283,7 @@ fn channel_sets_differ_between_samples() {
         for (density, told) in
             Density::EVERY.into_iter().flat_map(|density| [(density, false), (density, true)])
         {
-            for constants in [false, true] {
+            for constants in [(false, false), (true, false), (true, true)] {
                 let (channels, group) = (Some((density, group)), told.then_some(group));
                 let case = Case { channels, group, constants, ..Case::of(geometry) };
                 check_everywhere(&Case { batch: 3, ..case.clone() });
@@ -304,7 +305,7 @@ fn large_maps_pack_the_active_channels() {
         for density in Density::EVERY {
             let (channels, group) = (Some((density, 8)), Some(8));
             let case = Case { channels, group, threads, ..Case::of(geometry) };
-            check_everywhere(&Case { constants: true, ..case.clone() });
+            check_everywhere(&Case { constants: (true, true), ..case.clone() });
             check_everywhere(&Case { rows: Density::Half, residual: true, ..case });
         }
     }
@@ -331,7 +332,7 @@ fn channels_that_come_otherwise_than_the_filter_was_told() {
     for group in [Some(8), Some(4), None] {
         for channels in [(Density::Half, 1), (Density::Half, 4), (Density::One, 4), (Density::All, 1)] {
             let case = Case { channels: Some(channels), group, ..Case::of(geometry) };
-            check_everywhere(&Case { constants: true, ..case.clone() });
+            check_everywhere(&Case { constants: (true, true), ..case.clone() });
             check_everywhere(&Case { listed: (true, false), ..case.clone() });
             check_everywhere(&Case { act: Act::Relu6, residual: true, ..case });
         }
@@ -393,6 +394,28 @@ fn nan_in_the_input_is_not_swallowed() {
 use crate::Rows;
 
 #[test]
+fn sums_beyond_32_bits_are_refused_at_load() {
+    let geometry = conv(4, 4, 8, 8, 3, 1, 1);
+    let pack = |weight: f32, bias: f32| {
+        let (weight, bias) = (vec![weight; geometry.weights()], [bias; 8]);
+        let (input_constant, output_constant, output_group) = (None, None, None);
+        let spec = FilterSpec {
+            geometry,
+            weight: &weight,
+            bias: &bias,
+            input_constant,
+            output_constant,
+            output_group,
+        };
+        Filter::<i8>::pack(Isa::best_for(DType::Int8), &spec).map(|_| ())
+    };
+    pack(1e4, 1e8).unwrap();
+    for (weight, bias) in [(1e6, 0.0), (1.0, -2e9)] {
+        assert!(pack(weight, bias).unwrap_err().to_string().contains("too large for whole numbers"));
+    }
+}
+
+#[test]
 fn operands_that_do_not_fit_are_refused() {
     let geometry = conv(4, 4, 8, 8, 3, 1, 1);
     let weight = vec![0.0; geometry.weights()];
@@ -441,7 +464,7 @@ proptest! {
         (h, w, kernel, stride) in (1usize..12, 1usize..12, prop_oneof![Just(1usize), Just(3), Just(5)], 1usize..3),
         (group, in_groups, out_groups, conv_groups) in (1usize..9, 1usize..9, 1usize..9, 1usize..4),
         (batch, rows, channels) in (1usize..4, 0usize..4, 0usize..8),
-        (compact, residual, constants) in any::<(bool, bool, bool)>(),
+        (compact, residual, constants) in any::<(bool, bool, (bool, bool))>(),
         (threads, seed, listed) in (1usize..4, any::<u64>(), any::<(bool, bool)>()),
     ) {
         let geometry = conv(h, w, group * in_groups * conv_groups, group * out_groups * conv_groups, kernel, stride, conv_groups);
