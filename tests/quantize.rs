@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use laud::autograd::kernel_maps;
-use laud::checkpoint::Checkpoint;
+use laud::checkpoint::{Checkpoint, TensorData, TensorOut, write_safetensors};
 use laud::exec::Request;
 use laud::gate::{Given, Pattern};
 use laud::kernels::Isa;
@@ -179,7 +179,7 @@ fn int8_computes_what_f32_does_but_for_rounding() {
         };
         // Seventeen blocks of random weights add up.
         let most = if config == MOBILENET { 0.4 } else { 0.1 };
-        for density in [0.5, 1.0] {
+        for density in [0.0, 0.5, 1.0] {
             let wanted = infer(Element::F32, "portable", density, 1);
             for isa in Isa::available() {
                 let found = infer(Element::Int8, isa.name(), density, 2);
@@ -308,6 +308,20 @@ fn quantize_takes_photographs_and_pytorch_files_and_says_what_it_cannot() {
     ));
     let report = prints_json(&format!("inspect --json {out}"));
     assert_eq!((&report["ranges"], &report["gates_attached"]), (&true.into(), &false.into()));
+
+    // To a static network whose shapes alone say what it is, gates can be attached afterwards as before.
+    let zoo = laud::zoo::load("cifar_resnet20").unwrap();
+    let named = zoo.tensors().iter().filter(|(name, _)| !name.starts_with("range."));
+    let read: Vec<_> = named.map(|(name, info)| (name, info, zoo.read_bytes(name).unwrap())).collect();
+    let tensors = read.iter().map(|(name, info, bytes)| {
+        let data = TensorData::Raw(info.dtype, bytes);
+        ((*name).clone(), TensorOut { shape: info.shape.clone(), data })
+    });
+    let [bare, plain] = [file("bare.safetensors"), file("plain.safetensors")];
+    write_safetensors(bare.as_ref(), &tensors.collect(), &BTreeMap::new()).unwrap();
+    prints(&format!("quantize --model {bare} --images {IMAGES} --limit 4 --output {plain}"));
+    let gated = "--mode layer --density 0.5 --dtype int8 --device cpu --threads 1 --iterations 2";
+    assert!(prints(&format!("bench --model {plain} {gated}")).contains("density 0.5"));
 
     let none = file("none.safetensors");
     fails(

@@ -107,7 +107,12 @@ impl Quantize {
         let about = json!({ "images": count, "from": names }).to_string();
         let mut metadata = BTreeMap::from([(RANGES_ABOUT.to_owned(), about)]);
         if !checkpoint.metadata().contains_key("config") {
-            let config = serde_json::to_string(&model.config).context("cannot write the configuration")?;
+            let mut config = model.config.clone();
+            if !model.spec.blocks.iter().any(|block| block.gate.is_some()) {
+                // Gates may be attached to what has none.
+                config.dyn_mode = None;
+            }
+            let config = serde_json::to_string(&config).context("cannot write the configuration")?;
             metadata.insert("config".to_owned(), config);
         }
         write(&self.output, checkpoint, &found, metadata)?;
