@@ -310,7 +310,7 @@ fn a_gpu_is_measured_fitted_and_planned_for() {
     }
 
     let policy = Given::forced(&spec, batch, 0.5, Pattern::Clustered, 3).unwrap();
-    let regret = verify(&cuda, &policy, &profile, &choice.plan, &setting).unwrap();
+    let regret = verify(&cuda, &policy, &profile, &choice.plan, &setting, Duration::ZERO).unwrap();
     let names: Vec<&str> = regret.networks.iter().map(|network| network.name.as_str()).collect();
     assert_eq!(
         names,

@@ -48,9 +48,15 @@ const QUICKEST: f64 = 1.0 / 3.0;
 pub fn undisturbed(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times.truncate((QUICKEST * times.len() as f64).ceil() as usize);
-    match times.len() {
+    median(times)
+}
+
+/// The middle one, or the mean of the two in the middle. Not a number of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
         0 => f64::NAN,
-        n => (times[(n - 1) / 2] + times[n / 2]) / 2.0,
+        n => (values[(n - 1) / 2] + values[n / 2]) / 2.0,
     }
 }
 
@@ -186,6 +192,7 @@ mod tests {
         assert_eq!(undisturbed(vec![9.0, 1.0, 50.0, 2.0, 70.0, 3.0, 60.0, 80.0, 40.0]), 2.0);
         assert_eq!(undisturbed(vec![5.0, 1.0, 3.0, 9.0]), 2.0);
         assert_eq!(undisturbed(vec![7.0]), 7.0);
+        assert_eq!((median(vec![9.0, 1.0, 2.0]), median(vec![9.0, 1.0, 2.0, 4.0])), (2.0, 3.0));
         assert!(undisturbed(Vec::new()).is_nan());
     }
 

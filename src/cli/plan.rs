@@ -4,7 +4,7 @@ use super::device::DeviceArgs;
 use super::force::ForceArgs;
 use super::model::{Model, ModelArgs};
 use super::output::{Table, json, ms, save, speed};
-use super::{plan_verify, profile};
+use super::{parse, plan_verify, profile};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use laud::evaluate::verify;
@@ -16,6 +16,7 @@ use laud_models::{GateMode, NetConfig, NetSpec, PerStage};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Choose how to run each block of a network on a calibrated device
 #[derive(Args)]
@@ -35,6 +36,9 @@ pub(super) struct Plan {
     /// Run the plan, everything dense, and every alternative of each block, and print the regret
     #[arg(long)]
     verify: bool,
+    /// How long that goes on; 21 rounds at least
+    #[arg(long, value_name = "TIME", requires = "verify", default_value = "10s", value_parser = parse::duration)]
+    duration: Duration,
     /// Rank the granularities that masks could be trained at, stage by stage
     #[arg(long, conflicts_with_all = ["verify", "out", "densities"])]
     for_training: bool,
@@ -87,7 +91,7 @@ impl Plan {
             let (density, batch) = (self.force.single()?, usize::from(self.batch));
             let policy = self.force.policy(spec, batch, density.or(Some(mean(&densities))), &self.device)?;
             let session = self.device.builder()?.session(&model)?;
-            let regret = verify(&session, &*policy, &profile, &choice.plan, &setting)?;
+            let regret = verify(&session, &*policy, &profile, &choice.plan, &setting, self.duration)?;
             return match self.json {
                 true => json(out, &regret),
                 false => plan_verify::print(&regret, out),

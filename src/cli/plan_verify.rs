@@ -8,7 +8,7 @@ use std::io::Write;
 pub(super) fn print(regret: &Regret, out: &mut dyn Write) -> Result<()> {
     writeln!(
         out,
-        "{}  ·  batch {}  ·  the quickest third of {} rounds, in turns\n",
+        "{}  ·  batch {}  ·  medians of {} rounds, in turns\n",
         regret.network, regret.batch, regret.rounds
     )?;
     let off = |predicted: f64, measured: f64| format!("{:+.1} %", 100.0 * (predicted / measured - 1.0));

@@ -1,16 +1,17 @@
 //! [`Regret`]: a plan against everything else there is, on the device.
 
-use crate::exec::{Request, Trace};
+use crate::exec::Request;
 use crate::gate::Policy;
 use crate::plan::{Activity, ExecutionPlan, Route, Setting, lower, network_ns};
 use crate::{Output, Session};
 use anyhow::{Context, Result};
 use laud_models::{NetSpec, SqueezePooling};
-use laud_predictor::measurements::undisturbed;
+use laud_predictor::measurements::median;
 use laud_predictor::profile::Profile;
 use serde::Serialize;
+use std::time::Duration;
 
-/// What verifying a plan found. Times are [`undisturbed`] ones, as those that a profile is made of, in microseconds.
+/// What verifying a plan found. Times are medians, in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Regret {
     /// Network.
@@ -65,11 +66,12 @@ pub struct BlockRegret {
     pub regret: f64,
 }
 
-/// Rounds that are counted, and those before.
+/// Rounds that are counted, at least, and those before.
 const ROUNDS: usize = 21;
 const WARM_UP: usize = 3;
 
-/// Runs the plan, everything dense and every alternative of all blocks in turns.
+/// Runs the plan, everything dense and every alternative of all blocks in turns, for `least` or longer: a shared machine has slow
+/// phases of seconds.
 ///
 /// # Errors
 /// When an inference fails.
@@ -79,6 +81,7 @@ pub fn verify(
     profile: &Profile,
     plan: &ExecutionPlan,
     setting: &Setting,
+    least: Duration,
 ) -> Result<Regret> {
     let (spec, batch) = (session.spec(), setting.batch);
     let mut contestants = vec![
@@ -92,32 +95,33 @@ pub fn verify(
     let images: Vec<f32> = (0..len).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
     let request = Request { images: &images, batch, features: false, masks: true, timed: true };
     let mut outputs: Vec<Output> = contestants.iter().map(|_| Output::default()).collect();
-    let mut traces: Vec<Vec<Trace>> = contestants.iter().map(|_| Vec::new()).collect();
-    for round in 0..WARM_UP + ROUNDS {
-        for (((_, plan), output), traces) in contestants.iter().zip(&mut outputs).zip(&mut traces) {
+    // Of every way: the whole, then block by block, round after round.
+    let mut times = vec![vec![Vec::new(); 1 + spec.blocks.len()]; contestants.len()];
+    let (mut rounds, mut spent) = (0, 0);
+    while rounds < WARM_UP + ROUNDS || Duration::from_nanos(spent) < least {
+        for (((_, plan), output), times) in contestants.iter().zip(&mut outputs).zip(&mut times) {
             session.infer_by(plan, request, policy, output)?;
-            if round >= WARM_UP {
-                traces.push(output.trace.clone());
+            spent += output.trace.total_ns();
+            if rounds >= WARM_UP {
+                let blocks = output.trace.blocks.iter().map(|block| block.total_ns());
+                let ns = std::iter::once(output.trace.total_ns()).chain(blocks);
+                times.iter_mut().zip(ns).for_each(|(times, ns)| times.push(ns as f64 / 1e3));
             }
         }
+        rounds += 1;
     }
-    let quick = |of: &dyn Fn(&Trace) -> u64, traces: &[Trace]| {
-        undisturbed(traces.iter().map(|trace| of(trace) as f64 / 1e3).collect())
-    };
+    let times: Vec<Vec<f64>> =
+        times.into_iter().map(|times| times.into_iter().map(median).collect()).collect();
     let mut networks = Vec::new();
     let mut predicted_blocks = Vec::new();
-    for ((name, plan), (output, traces)) in contestants.iter().zip(outputs.iter().zip(&traces)) {
+    for ((name, plan), (output, times)) in contestants.iter().zip(outputs.iter().zip(&times)) {
         let activities =
             spec.blocks.iter().zip(&output.masks).zip(&plan.blocks).map(|((block, masks), plan)| {
                 Activity::of(block, &masks.patches, &masks.channel_groups, plan.granularity)
             });
         let lowered = lower(spec, plan, &activities.collect::<Result<Vec<_>>>()?, setting);
         let ns = network_ns(profile, lowered.calls());
-        networks.push(WholeRegret {
-            name: name.clone(),
-            measured_us: quick(&|trace| trace.total_ns(), traces),
-            predicted_us: ns / 1e3,
-        });
+        networks.push(WholeRegret { name: name.clone(), measured_us: times[0], predicted_us: ns / 1e3 });
         predicted_blocks
             .push(lowered.blocks.iter().map(|calls| network_ns(profile, calls) / 1e3).collect::<Vec<_>>());
     }
@@ -138,12 +142,11 @@ pub fn verify(
             let side = plan.granularity;
             if dense { "dense".to_owned() } else { format!("gather {side}×{side}") }
         };
-        let time = |traces: &[Trace]| quick(&|trace| trace.blocks[i].total_ns(), traces);
         let measured: Vec<(String, f64)> = contestants
             .iter()
-            .zip(&traces)
+            .zip(&times)
             .filter(|((_, plan), _)| plan.blocks[i].granularity < 2 * cells)
-            .map(|((_, plan), traces)| (way(plan), time(traces)))
+            .map(|((_, plan), times)| (way(plan), times[1 + i]))
             .collect();
         let picked = measured[0].0.clone();
         // The pick runs twice: in the plan and as an alternative.
@@ -155,7 +158,7 @@ pub fn verify(
             best: best.0.clone(),
             best_us: best.1,
             picked_us,
-            dense_us: time(&traces[1]),
+            dense_us: times[1][1 + i],
             predicted_us: predicted_blocks[0][i],
             regret: picked_us / best.1 - 1.0,
             picked,
@@ -166,7 +169,7 @@ pub fn verify(
     Ok(Regret {
         network: spec.name.clone(),
         batch,
-        rounds: ROUNDS,
+        rounds: rounds - WARM_UP,
         mean_regret: blocks.iter().map(|block| block.regret).sum::<f64>() / count,
         worst_regret: blocks.iter().map(|block| block.regret).fold(0.0, f64::max),
         top1: blocks.iter().filter(|block| block.picked == block.best).count() as f64 / count,
