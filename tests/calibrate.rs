@@ -197,7 +197,7 @@ fn what_turns_out_to_have_been_measured_on_a_slow_machine_is_measured_again() {
             seconds += 1;
             Duration::from_secs(seconds)
         },
-        &mut |_| {},
+        &mut |_| Ok(()),
     )
     .unwrap();
     assert!(measured.samples.len() >= 200, "{} samples", measured.samples.len());

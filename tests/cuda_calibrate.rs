@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use laud::calibrate::{
-    Budget, Journal, Target, correct, cuda_facts, device_facts, kernel_hash, load, measure, sweep,
+    Budget, Journal, Networks, Target, cuda_facts, device_facts, kernel_hash, load, measure, sweep,
 };
 use laud::evaluate::verify;
 use laud::exec::{Around, Probe, Prober, Request};
@@ -222,7 +222,7 @@ fn calibrated(folder: &Path) -> (EmulatedDevice, Vec<Sample>, PathBuf) {
     };
     let candidates = candidates();
     let measured =
-        measure(&mut probers, candidates, (&facts, 0), budget, &mut journal, &mut clock, &mut |_| ())
+        measure(&mut probers, candidates, (&facts, 0), budget, &mut journal, &mut clock, &mut |_| Ok(()))
             .unwrap();
     assert_eq!((measured.samples.len(), measured.dropped.len(), measured.resumed), (48, 0, 0));
     let options = FitOptions::default();
@@ -284,7 +284,8 @@ fn a_gpu_is_measured_fitted_and_planned_for() {
 
     // Inside of networks.
     let target = Target::cuda(Arc::new(device.clone()), Element::F32);
-    profile.correction = correct(&profile, &target, 1, &[(SMALL, &[0.5, 1.0])]).unwrap();
+    let networks = Networks::new(&target, 1, &[(SMALL, &[0.5, 1.0])]).unwrap();
+    profile.correction = networks.correct(&profile).unwrap();
     assert_eq!(Profile::from_json(&profile.to_json(), None).unwrap(), profile);
 
     let (spec, batch) = (small(), 3);

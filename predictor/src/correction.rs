@@ -23,8 +23,12 @@ pub struct Correction {
     pub squeeze_excite: f64,
     /// [`Op::Linear`].
     pub linear: f64,
-    /// What reads a map once: pooling and the gates of patches.
+    /// [`Op::MaxPool`] and [`Op::MeanPool`].
     pub pooling: f64,
+    /// [`Op::PatchGate`], which reads what the block before has just written.
+    pub patch_gate: f64,
+    /// [`Op::FromNchw`], which reads what the caller wrote.
+    pub from_nchw: f64,
     /// Everything else.
     pub other: f64,
     /// Between one call and the next, nanoseconds.
@@ -36,10 +40,10 @@ pub struct Correction {
 }
 
 /// Factors, and the time between calls.
-const KINDS: usize = 8;
+const KINDS: usize = 10;
 /// How far kernels are expected to be from what they are on their own: a tenth.
 const PRIORS: Priors<KINDS> =
-    Priors { common: 0.05, each: [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], noise: 0.05 };
+    Priors { common: 0.05, each: [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], noise: 0.05 };
 /// What is expected to pass between two calls, nanoseconds.
 const BETWEEN_NS: f64 = 100.0;
 /// Calls of `gather_gemm` are short up to the one and long from the other, nanoseconds.
@@ -78,8 +82,10 @@ fn kinds(op: Op, ns: f64) -> [(usize, f64); 2] {
         Op::Depthwise => 2,
         Op::SqueezeExcite => 3,
         Op::Linear => 4,
-        Op::MaxPool | Op::MeanPool | Op::PatchGate => 5,
-        Op::PadChannels | Op::FromNchw | Op::ToNchw | Op::Compact | Op::Overhead => 6,
+        Op::MaxPool | Op::MeanPool => 5,
+        Op::PatchGate => 6,
+        Op::FromNchw => 7,
+        Op::PadChannels | Op::ToNchw | Op::Compact | Op::Overhead => 8,
     };
     [(kind, 1.0), (kind, 0.0)]
 }
@@ -105,7 +111,17 @@ impl Correction {
     }
 
     fn of(factors: [f64; KINDS - 1], per_call_ns: f64) -> Self {
-        let [gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other] = factors;
+        let [
+            gather_gemm,
+            short_gather_gemm,
+            depthwise,
+            squeeze_excite,
+            linear,
+            pooling,
+            patch_gate,
+            from_nchw,
+            other,
+        ] = factors;
         Self {
             gather_gemm,
             short_gather_gemm,
@@ -113,6 +129,8 @@ impl Correction {
             squeeze_excite,
             linear,
             pooling,
+            patch_gate,
+            from_nchw,
             other,
             per_call_ns,
             kept_bytes: None,
@@ -135,10 +153,17 @@ impl Correction {
     }
 
     fn factors(&self) -> [f64; KINDS - 1] {
-        let Self {
-            gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other, ..
-        } = *self;
-        [gather_gemm, short_gather_gemm, depthwise, squeeze_excite, linear, pooling, other]
+        [
+            self.gather_gemm,
+            self.short_gather_gemm,
+            self.depthwise,
+            self.squeeze_excite,
+            self.linear,
+            self.pooling,
+            self.patch_gate,
+            self.from_nchw,
+            self.other,
+        ]
     }
 
     /// Factor on a call that takes `ns` on its own.

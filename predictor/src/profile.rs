@@ -9,7 +9,7 @@ use crate::workload::{DType, Sample, Workload};
 use crate::{DeviceFacts, DeviceKind, Error, Result};
 
 /// The version of the file that is written and read.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What was learned about one device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -211,7 +211,7 @@ pub enum Cache {
 pub struct Sample {
     /// What was timed.
     pub workload: Workload,
-    /// Median of the quickest third of the repeats, in nanoseconds: what it takes undisturbed.
+    /// Median of the quickest third of the repeats, in nanoseconds: what it takes undisturbed, at the pace that the device mostly has.
     pub median_ns: f64,
     /// Median absolute deviation of all repeats, in nanoseconds.
     pub mad_ns: f64,

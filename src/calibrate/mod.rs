@@ -16,7 +16,7 @@ mod time;
 
 pub use device::{cuda_facts, device_facts, today};
 pub use journal::Journal;
-pub use networks::{NETWORKS, correct};
+pub use networks::{NETWORKS, Networks};
 pub use sweep::sweep;
 pub use target::{Target, kernel_hash, load};
 pub use time::{Anchors, Outcome, Pace, time};
@@ -67,10 +67,10 @@ const AGAIN_EVERY: usize = 12;
 pub const FEWEST: usize = 40;
 
 /// Measures `candidates` until the budget is spent or all are measured. `clock` gives the time since the start; each
-/// prober belongs to one number of threads.
+/// prober belongs to one number of threads. Before each set it tells `progress`, which may use the device meanwhile.
 ///
 /// # Errors
-/// Those of the probers and of the disk; [`FEWEST`] measurements were not reached.
+/// Those of the probers, of the disk and of `progress`; [`FEWEST`] measurements were not reached.
 pub fn measure(
     probers: &mut [(u32, Box<dyn Prober>)],
     candidates: Vec<Workload>,
@@ -78,7 +78,7 @@ pub fn measure(
     budget: Budget,
     journal: &mut Journal,
     clock: &mut dyn FnMut() -> Duration,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> Result<()>,
 ) -> Result<Measured> {
     ensure!(!budget.time.is_zero() && budget.measurements > 0, "a calibration needs a budget above zero");
     let resumed = journal.samples().len();
@@ -96,7 +96,7 @@ pub fn measure(
             measured: taken.samples.len(),
             dropped: dropped.len(),
             used: used.max(of_count).min(1.0),
-        });
+        })?;
         if spent >= budget.time || left == 0 {
             break;
         }
@@ -128,7 +128,7 @@ pub fn measure(
         let why = "the machine was slower than it turned out to be able to";
         dropped.extend(set.into_iter().map(|workload| (workload, why.to_owned())));
     }
-    let samples = taken.samples;
+    let samples = taken.settled(probers, &anchors);
     if samples.len() < FEWEST {
         bail!(
             "{} measurements within {:.3} s, a profile takes {FEWEST}; what was measured is kept in {}: run again, or \
@@ -171,6 +171,21 @@ impl Taken {
                 })
                 .collect(),
         )
+    }
+
+    /// All of them, at the pace that the machine mostly has.
+    fn settled(mut self, probers: &[(u32, Box<dyn Prober>)], anchors: &[Anchors]) -> Vec<Sample> {
+        for ((threads, _), anchors) in probers.iter().zip(anchors) {
+            let settle = anchors.settles();
+            for (sample, pace) in self.samples.iter_mut().zip(&self.paces) {
+                if let Some(pace) = pace
+                    && sample.workload.threads == *threads
+                {
+                    settle(sample, pace);
+                }
+            }
+        }
+        self.samples
     }
 
     fn slow<'a>(

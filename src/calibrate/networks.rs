@@ -1,5 +1,4 @@
 use super::Target;
-use super::time::median;
 use crate::exec::{Output, Request, Trace};
 use crate::gate::{Given, Pattern};
 use crate::plan::{Activity, Call, ExecutionPlan, Lowered, Setting, lower};
@@ -9,6 +8,7 @@ use laud_models::{NetConfig, NetSpec};
 use laud_predictor::correction::{Correction, Timed};
 use laud_predictor::learned::Model;
 use laud_predictor::profile::Profile;
+use std::time::Duration;
 
 /// Whole networks that the sum over their calls is compared with, and the densities.
 pub const NETWORKS: [(&str, &[f64]); 8] = [
@@ -27,22 +27,35 @@ pub const NETWORKS: [(&str, &[f64]); 8] = [
     (r#"{"arch": "cifar_resnet56", "dyn_mode": "layer"}"#, &[0.5, 1.0]),
     (r#"{"arch": "cifar_resnet20", "dyn_mode": "spatial", "spatial_granularity": 4}"#, &[0.5]),
 ];
-/// Visits to each network, with all the others in between: a slow phase of the machine, which lasts for seconds, hits some
-/// of them only.
+/// Visits to each network at each density, at least: a slow phase of the machine lasts for seconds and hits some of them only.
 const VISITS: usize = 5;
-/// Inferences of a visit that do not count, and that may.
-const WARM_UP: usize = 2;
+/// Share of a calibration that visits take, so that there are as many all along it.
+const SHARE: f64 = 0.125;
+/// Inferences of a visit that do not count: by then weights are where they stay from one inference to the next, which in a large
+/// outermost cache takes several.
+const WARM_UP: usize = 8;
+/// Inferences of a visit that do.
 const ROUNDS: usize = 5;
-/// Inferences of a visit that count: the fastest ones. Those of all visits together would be of the machine's best moments,
-/// and tell networks to take less than they do on most days.
-const COUNTED: usize = 2;
 
 /// Of the outermost cache, what may be left of it to weights between two inferences.
 const CACHE_SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.125, 0.0625];
 
+/// Networks whose blocks are timed while kernels are measured, to find what the sum over their calls has to be corrected by.
+pub struct Networks {
+    target: Target,
+    threads: u32,
+    sessions: Vec<Option<Session>>,
+    cases: Vec<Case>,
+    /// Visits so far; cases take turns.
+    visits: usize,
+    spent: Duration,
+}
+
 /// A network at one density, and its inferences so far.
-struct Case<'a> {
-    session: &'a Session,
+struct Case {
+    /// Which network.
+    network: usize,
+    spec: NetSpec,
     policy: Given,
     images: Vec<f32>,
     output: Output,
@@ -55,52 +68,79 @@ struct Part {
     ns: f64,
 }
 
-/// Times blocks inside of `networks`, such as [`NETWORKS`], and finds what the sum over their calls has to be corrected by.
-///
-/// # Errors
-/// When a network cannot be run.
-pub fn correct(
-    profile: &Profile,
-    target: &Target,
-    threads: u32,
-    networks: &[(&str, &[f64])],
-) -> Result<Correction> {
-    let networks = networks.iter().map(|&(config, densities)| {
-        let spec = NetConfig::from_json(config)?.build()?;
-        let session = target.session(spec.clone(), threads as usize).build(&RandomWeights::new(&spec, 1))?;
-        anyhow::Ok((spec, session, densities))
-    });
-    let networks = networks.collect::<Result<Vec<_>>>()?;
-    let cases = networks.iter().flat_map(|(spec, session, densities)| {
-        densities.iter().map(move |&density| Case::new(session, spec, density))
-    });
-    let mut cases = cases.collect::<Result<Vec<_>>>()?;
-    for _ in 0..VISITS {
-        cases.iter_mut().try_for_each(Case::visit)?;
-    }
-    let setting = Setting::of(profile, threads as usize, target.dtype());
-    let fits = CACHE_SHARES.into_iter().map(|share| {
-        let l3_bytes = (setting.l3_bytes as f64 * share) as u64;
-        let mut parts = Vec::new();
-        for case in &cases {
-            parts.extend(case.parts(&Setting { l3_bytes, ..setting })?);
+impl Networks {
+    /// `networks`, such as [`NETWORKS`], on a device.
+    ///
+    /// # Errors
+    /// When a configuration is none.
+    pub fn new(target: &Target, threads: u32, networks: &[(&str, &[f64])]) -> Result<Self> {
+        let mut cases = Vec::new();
+        for (network, &(config, densities)) in networks.iter().enumerate() {
+            let spec = NetConfig::from_json(config)?.build()?;
+            for &density in densities {
+                cases.push(Case::new(network, &spec, density)?);
+            }
         }
-        let timed: Vec<_> = parts.iter().map(|part| part.timed(&profile.model)).collect();
-        let correction = Correction::fit(&timed);
-        let kept_bytes = (share < 1.0 && l3_bytes > 0).then_some(l3_bytes);
-        anyhow::Ok((correction.misfit(&timed), Correction { kept_bytes, ..correction }))
-    });
-    let fits = fits.collect::<Result<Vec<_>>>()?;
-    let best = fits.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b));
-    Ok(best.map_or_else(Correction::default, |(_, correction)| correction))
+        let sessions = networks.iter().map(|_| None).collect();
+        Ok(Self { target: target.clone(), threads, sessions, cases, visits: 0, spent: Duration::ZERO })
+    }
+
+    /// Visits the next network, unless that has had its share of the time since a calibration began.
+    ///
+    /// # Errors
+    /// When a network cannot be run.
+    pub fn keep_up(&mut self, elapsed: Duration) -> Result<()> {
+        if self.spent < elapsed.mul_f64(SHARE) && !self.cases.is_empty() { self.visit() } else { Ok(()) }
+    }
+
+    fn visit(&mut self) -> Result<()> {
+        let count = self.cases.len();
+        let case = &mut self.cases[self.visits % count];
+        self.visits += 1;
+        let session = match &mut self.sessions[case.network] {
+            Some(session) => session,
+            none => {
+                let builder = self.target.session(case.spec.clone(), self.threads as usize);
+                none.insert(builder.build(&RandomWeights::new(&case.spec, 1))?)
+            }
+        };
+        self.spent += case.visit(session)?;
+        Ok(())
+    }
+
+    /// What the sum over the calls has to be corrected by, from all visits and as many more as it takes.
+    ///
+    /// # Errors
+    /// When a network cannot be run.
+    pub fn correct(mut self, profile: &Profile) -> Result<Correction> {
+        while self.cases.iter().any(|case| case.traces.len() < VISITS * ROUNDS) {
+            self.visit()?;
+        }
+        let setting = Setting::of(profile, self.threads as usize, self.target.dtype());
+        let fits = CACHE_SHARES.into_iter().map(|share| {
+            let l3_bytes = (setting.l3_bytes as f64 * share) as u64;
+            let mut parts = Vec::new();
+            for case in &self.cases {
+                parts.extend(case.parts(&Setting { l3_bytes, ..setting })?);
+            }
+            let timed: Vec<_> = parts.iter().map(|part| part.timed(&profile.model)).collect();
+            let correction = Correction::fit(&timed);
+            let kept_bytes = (share < 1.0 && l3_bytes > 0).then_some(l3_bytes);
+            anyhow::Ok((correction.misfit(&timed), Correction { kept_bytes, ..correction }))
+        });
+        let fits = fits.collect::<Result<Vec<_>>>()?;
+        let best = fits.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b));
+        Ok(best.map_or_else(Correction::default, |(_, correction)| correction))
+    }
 }
 
-impl<'a> Case<'a> {
-    fn new(session: &'a Session, spec: &NetSpec, density: f64) -> Result<Self> {
+impl Case {
+    fn new(network: usize, spec: &NetSpec, density: f64) -> Result<Self> {
         let size = spec.input.size;
         let values = spec.input.channels * size.h * size.w;
         Ok(Self {
-            session,
+            network,
+            spec: spec.clone(),
             policy: Given::forced(spec, 1, density, Pattern::Clustered, 5)?,
             images: (0..values).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect(),
             output: Output::default(),
@@ -108,30 +148,36 @@ impl<'a> Case<'a> {
         })
     }
 
-    fn visit(&mut self) -> Result<()> {
+    /// Gives how long all its inferences took.
+    fn visit(&mut self, session: &Session) -> Result<Duration> {
         let request = Request { images: &self.images, batch: 1, features: false, masks: true, timed: true };
-        let before = self.traces.len();
+        let mut ns = 0;
         for round in 0..WARM_UP + ROUNDS {
-            self.session.infer_with(request, &self.policy, &mut self.output)?;
+            session.infer_with(request, &self.policy, &mut self.output)?;
+            ns += self.output.trace.total_ns();
             if round >= WARM_UP {
                 self.traces.push(self.output.trace.clone());
             }
         }
-        self.traces[before..].sort_by_key(Trace::total_ns);
-        self.traces.truncate(before + COUNTED);
-        Ok(())
+        Ok(Duration::from_nanos(ns))
     }
 
     /// What its stem, blocks and head take.
     fn parts(&self, setting: &Setting) -> Result<Vec<Part>> {
-        let (spec, masks) = (self.session.spec(), &self.output.masks);
+        let (spec, masks) = (&self.spec, &self.output.masks);
         let activities = spec.blocks.iter().zip(masks);
         let activities = activities
             .map(|(block, masks)| Activity::of(block, &masks.patches, &masks.channel_groups, 1))
             .collect::<Result<Vec<_>>>()?;
         let Lowered { stem, blocks, head } = lower(spec, &ExecutionPlan::sparse(spec), &activities, setting);
-        let time =
-            |of: &dyn Fn(&Trace) -> u64| median(self.traces.iter().map(|trace| of(trace) as f64).collect());
+        // Means over the inferences of middling length: unlike medians they add up to what those take.
+        let mut middling: Vec<&Trace> = self.traces.iter().collect();
+        middling.sort_by_key(|trace| trace.total_ns());
+        let quarter = middling.len() / 4;
+        let middling = &middling[quarter..middling.len() - quarter];
+        let time = |of: &dyn Fn(&Trace) -> u64| {
+            middling.iter().map(|trace| of(trace) as f64).sum::<f64>() / middling.len().max(1) as f64
+        };
         let mut parts = vec![
             Part { calls: stem, ns: time(&|trace| trace.stem_ns) },
             Part { calls: head, ns: time(&|trace| trace.head_ns) },

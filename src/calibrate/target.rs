@@ -61,6 +61,7 @@ impl Target {
     /// # Errors
     /// When the device has no such element type, threads cannot be started or memory runs out.
     pub fn prober(&self, threads: usize) -> Result<Box<dyn Prober>> {
+        let around = Around::cpu(self.facts().l2_bytes, threads, self.dtype().bytes() as usize);
         Ok(match (&self.place, self.element) {
             (Place::Cuda(device), element) => {
                 ensure!(threads == 1, "a CUDA device is calibrated with one thread, not {threads}");
@@ -68,13 +69,13 @@ impl Target {
                 Box::new(Probe::new(Cuda::new(device.clone(), element.precision()?), around)?)
             }
             (Place::Cpu(isa), Element::F32) => {
-                Box::new(Probe::new(Cpu::<f32>::new(*isa, start_threads(threads)?), Around::CPU)?)
+                Box::new(Probe::new(Cpu::<f32>::new(*isa, start_threads(threads)?), around)?)
             }
             (Place::Cpu(isa), Element::Bf16) => {
-                Box::new(Probe::new(Cpu::<half::bf16>::new(*isa, start_threads(threads)?), Around::CPU)?)
+                Box::new(Probe::new(Cpu::<half::bf16>::new(*isa, start_threads(threads)?), around)?)
             }
             (Place::Cpu(isa), Element::Int8) => {
-                Box::new(Probe::new(Cpu::<i8>::new(*isa, start_threads(threads)?), Around::CPU)?)
+                Box::new(Probe::new(Cpu::<i8>::new(*isa, start_threads(threads)?), around)?)
             }
             (Place::Cpu(_), Element::F16 | Element::Tf32) => {
                 bail!("the cpu has f32, bf16 and int8; f16 and tf32 need a CUDA device")

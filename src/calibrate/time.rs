@@ -1,7 +1,7 @@
 use crate::exec::Prober;
 use anyhow::Result;
 use laud_predictor::DeviceKind;
-use laud_predictor::measurements::undisturbed;
+use laud_predictor::measurements::{median, undisturbed};
 use laud_predictor::workload::{Cache, Op, Sample, Workload};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::ops::Range;
 /// What came of timing one call.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Its time, and what the anchors took meanwhile.
+    /// Its time, and how fast the machine was meanwhile.
     Measured(Sample, Pace),
     /// No time: the machine was slower than it can be all along. Worth another try.
     Slow(Workload),
@@ -29,20 +29,32 @@ const HOPELESS: f64 = 0.15;
 /// A round that takes this many times as long as the median round was disturbed; its times are not counted.
 const DISTURBED: f64 = 1.25;
 
-/// How fast the machine is at the moment: three calls that are timed in every round.
+/// How fast the machine is at the moment: calls that are timed in every round.
 ///
 /// A machine that others share can be slower for seconds, and all calls of a set alike: neither repeats nor medians show
-/// it. A round counts while its anchors take about what they take in good moments.
+/// it. A few percent are taken off again: what multiplies is timed before and behind each set, and tells its [`Pace`]. A round
+/// counts while all anchors take about what they take in good moments.
 #[derive(Clone, Debug, Default)]
 pub struct Anchors {
     past: [VecDeque<u64>; ANCHORS],
     /// How much longer than in good moments an anchor may take whatever that is, nanoseconds.
     slack_ns: f64,
+    /// The pace so far, of every set.
+    paces: Vec<f64>,
 }
 
-const ANCHORS: usize = 3;
-/// Nanoseconds of each anchor.
-pub type Pace = [f64; ANCHORS];
+/// What the anchors took while a set was timed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    ns: [f64; ANCHORS],
+}
+
+/// One that reads weights from memory, one that reads the outermost cache, and those that multiply, before the set and
+/// behind it.
+const ANCHORS: usize = AHEAD + MULTIPLY;
+/// Anchors before the set.
+const AHEAD: usize = 2 + MULTIPLY;
+const MULTIPLY: usize = 3;
 /// Rounds that are remembered.
 const REMEMBERED: usize = 4096;
 /// Share of the rounds that are good moments.
@@ -50,7 +62,15 @@ const GOOD: f64 = 0.25;
 /// Steps of a GPU's clock: times of calls that are not much longer differ by that.
 const GPU_CLOCK_NS: f64 = 1000.0;
 /// In a round that counts, anchors take at most this many times what they take in good moments.
-const SLOW: [f64; ANCHORS] = [1.1, 1.1, 1.2];
+const SLOW: f64 = 1.25;
+
+impl Pace {
+    /// Of what multiplies: the geometric mean, nanoseconds.
+    fn multiplying(&self) -> f64 {
+        let logs = self.ns[2..].iter().map(|ns| ns.ln());
+        (logs.sum::<f64>() / (2 * MULTIPLY) as f64).exp()
+    }
+}
 
 impl Anchors {
     /// On a device of this kind.
@@ -59,22 +79,26 @@ impl Anchors {
         Self { slack_ns, ..Self::default() }
     }
 
-    /// One that multiplies, with everything in the caches, one that reads a megabyte of weights from memory, and one that
-    /// reads four megabytes that were just written: from the outermost cache, unless others fill it. Half as wide elements
-    /// are multiplied many times as fast: they get three times the channels, or a call of 3 µs would tell more about the
-    /// clock than about the machine.
-    fn workloads(of: &Workload) -> [Workload; ANCHORS] {
+    /// One that reads a megabyte of weights from memory, one that reads four megabytes that were just written (from the
+    /// outermost cache, unless others fill it), and three that multiply with everything in the caches. Half as wide elements
+    /// are multiplied many times as fast: they get more channels, or a call of 3 µs would tell more about the clock than
+    /// about the machine.
+    fn workloads(of: &Workload) -> [Workload; AHEAD] {
         let narrow = of.dtype.bytes() < 4;
-        let call = |op, side, c, cache| Workload {
+        let call = |op, side, c_in, c_out| Workload {
             threads: of.threads,
             dtype: of.dtype,
-            cache,
-            ..Workload::new(op, side, side, c, c)
+            ..Workload::new(op, side, side, c_in, c_out)
         };
+        let far = if narrow { 720 } else { 512 };
+        let near = if narrow { 2048 } else { 1024 };
+        let times = if narrow { 2 } else { 1 };
         [
-            call(Op::GatherGemm, 14, if narrow { 384 } else { 128 }, Cache::Warm),
-            call(Op::GatherGemm, 2, if narrow { 720 } else { 512 }, Cache::Cold),
-            call(Op::MeanPool, 32, if narrow { 2048 } else { 1024 }, Cache::Warm),
+            Workload { cache: Cache::Cold, ..call(Op::GatherGemm, 2, far, far) },
+            call(Op::MeanPool, 32, near, near),
+            call(Op::GatherGemm, 28, 256 * times, 64 * times),
+            call(Op::GatherGemm, 14, 512 * times, 128 * times),
+            Workload { kernel: 3, ..call(Op::GatherGemm, 14, 128 * times, 128 * times) },
         ]
     }
 
@@ -90,16 +114,32 @@ impl Anchors {
     /// Tells measurements whose pace turned out to be that of a slow machine, by all rounds since.
     pub fn tells_slow(&self) -> impl Fn(&Pace) -> bool + use<> {
         let limits = self.limits();
-        move |pace| pace.iter().zip(limits).any(|(&ns, limit)| ns > limit)
+        move |pace| pace.ns.iter().zip(limits).any(|(&ns, limit)| ns > limit)
+    }
+
+    /// Takes what the machine was slower or faster than it mostly is off a measurement that was made at this pace. A GPU's
+    /// are left alone: its clock has steps that are longer than that.
+    pub fn settles(&self) -> impl Fn(&mut Sample, &Pace) + use<> {
+        let usual = match self.slack_ns > 0.0 {
+            true => f64::NAN,
+            false => median(self.paces.clone()),
+        };
+        move |sample, pace| {
+            let factor = usual / pace.multiplying();
+            if factor.is_finite() && factor > 0.0 {
+                sample.median_ns *= factor;
+                sample.mad_ns *= factor;
+            }
+        }
     }
 
     /// What each anchor takes at most in a round that counts.
-    fn limits(&self) -> Pace {
+    fn limits(&self) -> [f64; ANCHORS] {
         std::array::from_fn(|i| {
             let mut sorted: Vec<u64> = self.past[i].iter().copied().collect();
             sorted.sort_unstable();
             let good = sorted.get((GOOD * sorted.len() as f64) as usize);
-            good.map_or(f64::INFINITY, |&ns| SLOW[i] * ns as f64 + self.slack_ns)
+            good.map_or(f64::INFINITY, |&ns| SLOW * ns as f64 + self.slack_ns)
         })
     }
 }
@@ -116,8 +156,10 @@ const TOGETHER: usize = 4;
 /// would have run a few layers before; behind whatever else there is in a set, a call of a few microseconds takes up to
 /// several times as long.
 fn in_order(set: &[Workload]) -> (Vec<Workload>, Vec<Range<usize>>) {
-    let mut calls: Vec<Workload> = set.first().map(Anchors::workloads).into_iter().flatten().collect();
+    let anchors = set.first().map(Anchors::workloads);
+    let mut calls: Vec<Workload> = anchors.into_iter().flatten().collect();
     let mut timed: Vec<_> = (0..calls.len()).map(|i| i..i + 1).collect();
+    let mut of_set = Vec::with_capacity(set.len());
     for &workload in set {
         let (ahead, together) = match workload.macs() {
             macs if macs >= LONG_MACS => (0, 1),
@@ -125,8 +167,13 @@ fn in_order(set: &[Workload]) -> (Vec<Workload>, Vec<Range<usize>>) {
             _ => (1, TOGETHER),
         };
         calls.extend(std::iter::repeat_n(workload, ahead + together));
-        timed.push(calls.len() - together..calls.len());
+        of_set.push(calls.len() - together..calls.len());
     }
+    for anchor in anchors.iter().flat_map(|anchors| &anchors[AHEAD - MULTIPLY..]) {
+        timed.push(calls.len()..calls.len() + 1);
+        calls.push(*anchor);
+    }
+    timed.extend(of_set);
     (calls, timed)
 }
 
@@ -156,7 +203,10 @@ pub fn time(prober: &mut dyn Prober, set: &[Workload], anchors: &mut Anchors) ->
         }
     }
     let kept = counted(&rounds, anchors);
-    let pace = std::array::from_fn(|i| median(kept.iter().map(|round| round[i] as f64).collect()));
+    let pace = Pace { ns: std::array::from_fn(|i| spread(&kept, i).quick_ns) };
+    if kept.len() >= ROUNDS {
+        anchors.paces.push(pace.multiplying());
+    }
     let outcome = |i: usize| {
         let workload = drawn[timed[i].start];
         if kept.len() < ROUNDS {
@@ -203,15 +253,6 @@ fn spread(rounds: &[&Vec<u64>], i: usize) -> Spread {
     Spread { quick_ns: undisturbed(times), mad_ns, share: mad_ns / middle }
 }
 
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,7 +275,8 @@ mod tests {
             self.1 += 1;
             for (i, ns) in ns.iter_mut().enumerate() {
                 // Calls of a set come behind twins, and several together.
-                *ns = (self.0)(self.1, i.checked_sub(ANCHORS).map_or(ANCHOR, |i| i / (1 + TOGETHER)));
+                let call = i.checked_sub(AHEAD).map(|i| i / (1 + TOGETHER)).filter(|&call| call < 2);
+                *ns = (self.0)(self.1, call.unwrap_or(ANCHOR));
             }
             Ok(())
         }
@@ -282,6 +324,28 @@ mod tests {
         }
         assert!(times.iter().flatten().all(|&ns| ns < 1010.0), "{times:?}");
         assert!(times.contains(&None) && times.last() == Some(&Some(1001.0)), "{times:?}");
+    }
+
+    #[test]
+    fn a_slower_pace_is_taken_off_again_but_for_a_gpu() {
+        for (kind, expected) in [(DeviceKind::Cpu, 2000.0), (DeviceKind::Cuda, 2200.0)] {
+            // A tenth slower for one set in three.
+            let slow = |round| (30..45).contains(&round);
+            let mut script = Script(|round, i| if slow(round) { 1100 } else { 1000 } * (1 + i as u64 % 2), 0);
+            let mut anchors = Anchors::new(kind);
+            let mut measured = Vec::new();
+            while script.1 < 60 {
+                measured.extend(time(&mut script, &two(), &mut anchors).unwrap());
+            }
+            let settle = anchors.settles();
+            let mut longest = 0.0_f64;
+            for outcome in measured {
+                let Outcome::Measured(mut sample, pace) = outcome else { panic!("{outcome:?}") };
+                settle(&mut sample, &pace);
+                longest = longest.max(sample.median_ns);
+            }
+            assert!((longest / expected - 1.0).abs() < 0.01, "{longest} on {kind:?}");
+        }
     }
 
     #[test]

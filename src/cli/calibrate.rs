@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use laud::calibrate::{
-    Budget, Journal, Measured, NETWORKS, Progress, Target, correct, kernel_hash, measure, sweep, today,
+    Budget, Journal, Measured, NETWORKS, Networks, Progress, Target, kernel_hash, measure, sweep, today,
 };
 use laud::exec::Prober;
 use laud::kernels::Isa;
@@ -93,6 +93,8 @@ impl Calibrate {
         };
         // Measurements of other kernels are another journal's.
         let mut journal = Journal::open(&self.out.with_extension(format!("{kernels}.partial.csv")))?;
+        let most = threads.last().copied().unwrap_or(1);
+        let mut networks = Networks::new(&target, most, &NETWORKS)?;
         let bar = bar();
         let start = Instant::now();
         let measured = measure(
@@ -102,7 +104,10 @@ impl Calibrate {
             budget,
             &mut journal,
             &mut || start.elapsed(),
-            &mut |progress| show(&bar, progress),
+            &mut |progress| {
+                show(&bar, progress);
+                networks.keep_up(start.elapsed())
+            },
         );
         bar.finish_and_clear();
         let measured = measured?;
@@ -117,8 +122,7 @@ impl Calibrate {
         let options = FitOptions { seed: self.seed, ..FitOptions::default() };
         let kept = || format!("the measurements are kept in {}", journal.path().display());
         let mut profile = Profile::fit(&measured.samples, &facts, header, &options).with_context(kept)?;
-        let most = threads.last().copied().unwrap_or(1);
-        profile.correction = correct(&profile, &target, most, &NETWORKS).with_context(kept)?;
+        profile.correction = networks.correct(&profile).with_context(kept)?;
         save(&table, &measurements::write(&measured.samples))?;
         save(&self.out, &profile.to_json())?;
         journal.finish()?;

@@ -46,6 +46,8 @@ pub struct Probe<B: Backend> {
     scratch: B::Scratch,
     set: Vec<Prepared<B>>,
     memory: Option<Memory<B>>,
+    /// What is copied.
+    far: [B::Buffer; 2],
 }
 
 /// One call.
@@ -83,7 +85,6 @@ struct Memory<B: Backend> {
     source: B::Buffer,
     input: B::Buffer,
     output: B::Buffer,
-    far: [B::Buffer; 2],
     features: [B::Vector<f32>; 2],
     images: Vec<f32>,
 }
@@ -100,7 +101,9 @@ impl<B: Backend> Probe<B> {
     /// When memory runs out.
     pub fn new(backend: B, around: Around) -> Result<Self> {
         let scratch = backend.scratch()?;
-        Ok(Self { backend, around, scratch, set: Vec::new(), memory: None })
+        let far = || backend.buffer(around.far, "what is copied around calls");
+        let far = [far()?, far()?];
+        Ok(Self { backend, around, scratch, set: Vec::new(), memory: None, far })
     }
 
     fn prepare_one(&mut self, w: &Workload) -> Result<Prepared<B>> {
@@ -290,37 +293,32 @@ impl<B: Backend> Prober for Probe<B> {
             _ => 0,
         });
         let buffer = |len: usize, what: &str| self.backend.buffer(len, what);
-        let (line, far) = (COPIED * COPIED, self.around.far);
-        let len = input.next_multiple_of(line);
+        let len = input.next_multiple_of(COPIED * COPIED);
         let mut memory = Memory::<B> {
             source: buffer(len, "operands")?,
             input: buffer(len, "operands")?,
             output: buffer(output, "operands")?,
-            far: [buffer(far, "operands")?, buffer(far, "operands")?],
             features: [
                 self.backend.vector(features, "features")?,
                 self.backend.vector(features, "features")?,
             ],
-            images: draw::values(len.max(far).max(images), 1.0),
+            images: draw::values(len.max(images), 1.0),
         };
-        let Memory { source, far: [first, _], images: drawn, .. } = &mut memory;
+        let Memory { source, images: drawn, .. } = &mut memory;
         self.backend.run(&mut self.scratch, |queue| {
             B::play(queue, None, drawn, |queue, images| {
-                for (output, image) in [(source, memory_map(len)), (first, memory_map(far))] {
-                    let (c, border) = (COPIED, Extent::default());
-                    let call = FromNchw {
-                        batch: 1,
-                        c,
-                        image,
-                        border,
-                        bordered: image,
-                        scale: None,
-                        input: images,
-                        output,
-                    };
-                    B::from_nchw(queue, call)?;
-                }
-                anyhow::Ok(())
+                let (c, image, border) = (COPIED, memory_map(len), Extent::default());
+                let call = FromNchw {
+                    batch: 1,
+                    c,
+                    image,
+                    border,
+                    bordered: image,
+                    scale: None,
+                    input: images,
+                    output: source,
+                };
+                B::from_nchw(queue, call)
             })
         })?;
         memory.images.truncate(images);
@@ -330,7 +328,7 @@ impl<B: Backend> Prober for Probe<B> {
     }
 
     fn round(&mut self, ns: &mut [u64]) -> Result<()> {
-        let Self { backend, around, scratch, set, memory } = self;
+        let Self { backend, around, scratch, set, memory, far } = self;
         let memory = memory.as_mut().context("no calls are prepared")?;
         ensure!(ns.len() == set.len(), "{} times for {} calls", ns.len(), set.len());
         let images = std::mem::take(&mut memory.images);
@@ -340,7 +338,7 @@ impl<B: Backend> Prober for Probe<B> {
                 for (cache, copies, len) in
                     [(Cache::Cold, around.ahead, around.far), (Cache::Warm, 1, around.near)]
                 {
-                    let [from, to] = &mut memory.far;
+                    let [from, to] = &mut *far;
                     (0..copies).try_for_each(|_| copy::<B>(queue, from, to, len))?;
                     for call in set.iter_mut().filter(|call| runs(call, cache)) {
                         call.touch(queue, memory)?;
