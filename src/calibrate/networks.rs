@@ -37,6 +37,9 @@ const WARM_UP: usize = 8;
 /// Inferences of a visit that do.
 const ROUNDS: usize = 5;
 
+/// As many of its parts as a whole network counts for: what they are off by in common matters more than each of them.
+const WHOLE: usize = 10;
+
 /// Of the outermost cache, what may be left of it to weights between two inferences.
 const CACHE_SHARES: [f64; 5] = [1.0, 0.5, 0.25, 0.125, 0.0625];
 
@@ -119,11 +122,14 @@ impl Networks {
         let setting = Setting::of(profile, self.threads as usize, self.target.dtype());
         let fits = CACHE_SHARES.into_iter().map(|share| {
             let l3_bytes = (setting.l3_bytes as f64 * share) as u64;
-            let mut parts = Vec::new();
+            let mut timed = Vec::new();
             for case in &self.cases {
-                parts.extend(case.parts(&Setting { l3_bytes, ..setting })?);
+                let parts = case.parts(&Setting { l3_bytes, ..setting })?;
+                let ns = parts.iter().map(|part| part.ns).sum();
+                let whole = Part { calls: parts.iter().flat_map(|part| part.calls.clone()).collect(), ns };
+                timed.extend(parts.iter().map(|part| part.timed(&profile.model)));
+                timed.extend([whole.timed(&profile.model); WHOLE]);
             }
-            let timed: Vec<_> = parts.iter().map(|part| part.timed(&profile.model)).collect();
             let correction = Correction::fit(&timed);
             let kept_bytes = (share < 1.0 && l3_bytes > 0).then_some(l3_bytes);
             anyhow::Ok((correction.misfit(&timed), Correction { kept_bytes, ..correction }))
