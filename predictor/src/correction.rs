@@ -111,27 +111,16 @@ impl Correction {
     }
 
     fn of(factors: [f64; KINDS - 1], per_call_ns: f64) -> Self {
-        let [
-            gather_gemm,
-            short_gather_gemm,
-            depthwise,
-            squeeze_excite,
-            linear,
-            pooling,
-            patch_gate,
-            from_nchw,
-            other,
-        ] = factors;
         Self {
-            gather_gemm,
-            short_gather_gemm,
-            depthwise,
-            squeeze_excite,
-            linear,
-            pooling,
-            patch_gate,
-            from_nchw,
-            other,
+            gather_gemm: factors[0],
+            short_gather_gemm: factors[1],
+            depthwise: factors[2],
+            squeeze_excite: factors[3],
+            linear: factors[4],
+            pooling: factors[5],
+            patch_gate: factors[6],
+            from_nchw: factors[7],
+            other: factors[8],
             per_call_ns,
             kept_bytes: None,
         }
