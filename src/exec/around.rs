@@ -46,7 +46,8 @@ impl Around {
     /// Around calls on a GPU whose caches hold `cache_bytes` (0: not known), on elements of `element_bytes`.
     pub fn gpu(cache_bytes: u64, element_bytes: usize) -> Self {
         let values = usize::try_from(cache_bytes).unwrap_or(usize::MAX) / element_bytes.max(1);
-        let far = values.clamp(FAR_BYTES / 4, super::probe::MOST).next_multiple_of(COPIED * COPIED);
+        let far =
+            values.clamp(FAR_BYTES / size_of::<f32>(), super::probe::MOST).next_multiple_of(COPIED * COPIED);
         Self { far, near: NEAR, ahead: AHEAD }
     }
 
