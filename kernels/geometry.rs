@@ -141,6 +141,16 @@ pub enum Act {
 }
 
 impl Act {
+    /// Least and most of what comes out; between them values come out as they are.
+    #[inline(always)]
+    pub(crate) fn range(self) -> (f32, f32) {
+        match self {
+            Act::None => (f32::NEG_INFINITY, f32::INFINITY),
+            Act::Relu => (0.0, f32::INFINITY),
+            Act::Relu6 => (0.0, 6.0),
+        }
+    }
+
     /// The activation of one value.
     pub fn apply(self, x: f32) -> f32 {
         match self {

@@ -1,7 +1,7 @@
 //! batch_norm on the CPU: some rows at a time, so that they stay in the first-level cache, and of these 16 channels at a time,
 //! so that their coefficients and sums stay in registers while the rows pass by.
 
-use super::{Affine, Centre, GradCoefficients, Join, JoinGrad, Sums, check, sloped};
+use super::{Affine, Centre, GradCoefficients, Join, JoinGrad, Sums, check};
 use crate::simd::{Simd, dispatch};
 use crate::{Act, Element, Isa, Result};
 
@@ -120,7 +120,7 @@ fn forward_block<E: Element, const N: usize>(at: usize, x: &[E], affine: Affine<
         let x = take::<N>(row, at);
         let y = &mut y[at..at + N];
         for i in 0..N {
-            y[i] = E::from_f32(activate(x[i] * scale[i] + shift[i], sloped(act)));
+            y[i] = E::from_f32(activate(x[i] * scale[i] + shift[i], act.range()));
         }
     }
 }
@@ -179,7 +179,7 @@ fn grad_sums_block<E: Element, const N: usize>(
     let (scale, shift) = (take::<N>(affine.scale, at), take::<N>(affine.shift, at));
     let (keep, mean) = (take::<N>(centre.keep, at), take::<N>(centre.mean, at));
     let (mut first, mut second) = ([0.0; N], [0.0; N]);
-    let (low, high) = sloped(act);
+    let (low, high) = act.range();
     let c = affine.scale.len();
     for (row, grad) in x.chunks_exact(c).zip(grad.chunks_exact_mut(c)) {
         let x = take::<N>(row, at);
@@ -303,7 +303,7 @@ fn join_block<E: Element, const N: usize>(at: usize, join: &Join<'_, E>, y: &mut
         let shortcut = shortcut.map_or([0.0; N], |shortcut| take::<N>(shortcut, row * c + at));
         for i in 0..N {
             let sum = weight * (x[i] * scale[i] + shift[i]) + shortcut[i];
-            y[i] = E::from_f32(activate(sum, sloped(act)));
+            y[i] = E::from_f32(activate(sum, act.range()));
         }
     }
 }
@@ -348,7 +348,7 @@ fn join_grad_block<E: Element, const N: usize>(at: usize, call: &mut JoinGrad<'_
     let (scale, shift) = (take::<N>(affine.scale, at), take::<N>(affine.shift, at));
     let (keep, mean) = (take::<N>(call.centre.keep, at), take::<N>(call.centre.mean, at));
     let (mut first, mut second) = ([0.0; N], [0.0; N]);
-    let (low, high) = sloped(*act);
+    let (low, high) = act.range();
     let c = affine.scale.len();
     let rows = x.chunks_exact(c).zip(call.y.chunks_exact(c)).zip(*weight).zip(call.dweight.iter_mut());
     let grads = call.dy.chunks_exact_mut(c).zip(call.g.chunks_exact_mut(c));

@@ -111,13 +111,3 @@ fn check(op: &'static str, c: usize, rows: usize, channels: &[&[f32]], maps: &[u
     let geometry = format!("{rows} rows of {c}, operands of {:?}", sizes.collect::<Vec<_>>());
     Err(Error::Geometry { op, why: "an operand has another size", geometry })
 }
-
-/// Between which values of the result an activation's derivative is 1; elsewhere, at the kinks too, it is 0.
-#[inline(always)]
-fn sloped(act: Act) -> (f32, f32) {
-    match act {
-        Act::None => (f32::NEG_INFINITY, f32::INFINITY),
-        Act::Relu => (0.0, f32::INFINITY),
-        Act::Relu6 => (0.0, 6.0),
-    }
-}

@@ -81,7 +81,7 @@ fn assert_near(got: &[f32], want: &[f32], what: &str) {
 
 /// The derivative where the result is `y`.
 fn slope(act: Act, y: f32) -> f32 {
-    let (low, high) = sloped(act);
+    let (low, high) = act.range();
     if y > low && y < high { 1.0 } else { 0.0 }
 }
 

@@ -1,8 +1,9 @@
 //! gather_gemm on the CPU: cuts the work into chunks of rows × columns, turns rows into pointers, packs the active
 //! columns where only some are, and runs the register tile over it.
 
+use super::epilogue::Epilogue;
 use super::filter::Layout;
-use super::micro::{self, Epilogue, Strip};
+use super::micro::{self, Strip};
 use super::panel::{Ready, place, prepare, reduce};
 use super::rows::{point_in, point_out};
 use super::scratch::Scratch;

@@ -13,8 +13,9 @@ pub(super) struct Segment {
     pub(super) panel_row: u32,
 }
 
+use super::epilogue::{Epilogue, Sums, before_residual, finish};
 use crate::simd::{Outlined, Simd, dispatch};
-use crate::{Act, DType, Element};
+use crate::{DType, Element};
 use std::ops::Range;
 
 /// A block of gathered rows × one panel, computed tile by tile. Pointers that are indexed by row have `rows` entries.
@@ -35,49 +36,6 @@ pub(super) struct Strip<'a, E> {
     /// What will be multiplied with next; it is asked for while this is being multiplied.
     pub(super) next: Option<PanelRows<E>>,
     pub(super) end: Epilogue<E>,
-}
-
-/// What is done with the sums of a block of rows × one panel. Pointers that are indexed by row have an entry for each.
-#[derive(Clone, Copy)]
-pub(super) struct Epilogue<E> {
-    /// Stored columns, whole vectors.
-    pub(super) stored: usize,
-    /// `[rows]`: where each row's output starts.
-    pub(super) out: *const *mut E,
-    /// First column, from the row's start.
-    pub(super) column: usize,
-    /// Columns that are written.
-    pub(super) columns: usize,
-    /// Bias of the panel's columns, a row of the table for every class of rows.
-    pub(super) bias: *const f32,
-    /// From one row of the table to the next; 0: there is one.
-    pub(super) bias_stride: usize,
-    /// `[rows]`: class of each row.
-    pub(super) class: *const u32,
-    /// What the sums of the panel's columns are multiplied with; null: nothing, but where elements are whole numbers.
-    pub(super) scale: *const f32,
-    /// Subtracted behind the activation; null: nothing.
-    pub(super) constant: *const f32,
-    pub(super) residual: bool,
-    pub(super) act: Act,
-}
-
-impl<E> Epilogue<E> {
-    /// Whole vectors, and no activation but ReLU.
-    #[inline(always)]
-    pub(super) fn whole(&self) -> bool {
-        self.columns == self.stored && self.act != Act::Relu6
-    }
-
-    /// The bias of a row.
-    ///
-    /// # Safety
-    /// There is such a row.
-    #[inline(always)]
-    pub(super) unsafe fn bias_of(&self, row: usize) -> *const f32 {
-        // SAFETY: see above.
-        self.bias.wrapping_add(unsafe { *self.class.add(row) } as usize * self.bias_stride)
-    }
 }
 
 /// Where the rows of a panel lie.
@@ -393,7 +351,8 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 every_row!(keep);
                 return;
             }
-            let least = S::splat(if strip.end.act == Act::Relu { 0.0 } else { f32::NEG_INFINITY });
+            let (least, most) = strip.end.act.range();
+            let (least, most) = (S::splat(least), S::splat(most));
             let Epilogue { residual, column, bias, bias_stride, scale, constant, .. } = strip.end;
             let (out, class) = (strip.end.out.add(first), strip.end.class.add(first));
             // Branches, which cost less between two tiles than to add what is zero.
@@ -422,8 +381,8 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                         }
                     }
                     for j in 0..vectors {
-                        // The value is the second operand, which x86's max hands on when it is NaN.
-                        v[j] = S::max(least, v[j]);
+                        // The value is the second operand, which x86's max and min hand on when it is NaN.
+                        v[j] = S::min(most, S::max(least, v[j]));
                     }
                     if !constant.is_null() {
                         for j in 0..vectors {
@@ -436,86 +395,6 @@ impl<E: Element, const MR: usize, const NV: usize, const GATHER: u8> Outlined
                 };
             }
             every_row!(write);
-        }
-    }
-}
-
-/// What a residual is added to: whole numbers are rounded first.
-///
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-unsafe fn before_residual<S: Simd, E: Element>(v: S::V) -> S::V {
-    // Numbers from here to twice as much are whole; what is as large by itself saturates anyway.
-    const WHOLE: f32 = 12_582_912.0;
-    // SAFETY: see above.
-    unsafe {
-        match E::DTYPE {
-            DType::Int8 => S::sub(S::add(v, S::splat(WHOLE)), S::splat(WHOLE)),
-            _ => v,
-        }
-    }
-}
-
-/// Sums that were left in memory.
-#[derive(Clone, Copy)]
-pub(super) enum Sums {
-    /// Row by row.
-    Rows(*const f32),
-    /// The same, those over even and odd rows of the panel side by side.
-    Apart(*const f32),
-    /// Row by row, as whole numbers.
-    Whole(*const i32),
-}
-
-/// Bias, residual, activation, constant, store, of sums that a tile left in memory, `vectors` of each row.
-///
-/// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
-#[inline(always)]
-pub(super) unsafe fn finish<S: Simd, E: Element>(
-    end: &Epilogue<E>,
-    rows: Range<usize>,
-    vectors: usize,
-    sums: Sums,
-) {
-    // SAFETY: see above.
-    unsafe {
-        let zero = S::splat(0.0);
-        for (i, row) in rows.enumerate() {
-            let first = i * vectors * S::LANES;
-            let out = (*end.out.add(row)).add(end.column);
-            let bias = end.bias_of(row);
-            for at in (0..end.columns).step_by(S::LANES) {
-                let n = end.columns - at;
-                let v = match sums {
-                    Sums::Rows(sums) => S::load_f32(sums.add(first + at)),
-                    Sums::Apart(sums) => S::add_pairs(
-                        S::load_f32(sums.add(first + 2 * at)),
-                        S::load_f32(sums.add(first + (2 * at + S::LANES).min((vectors - 1) * S::LANES))),
-                    ),
-                    Sums::Whole(sums) => S::load_i32(sums.add(first + at)),
-                };
-                let bias = S::load_f32(bias.add(at));
-                let mut v = match E::DTYPE {
-                    DType::Int8 => S::fma(v, S::load_f32(end.scale.add(at)), bias),
-                    _ => S::add(v, bias),
-                };
-                if end.residual {
-                    v = before_residual::<S, E>(v);
-                    v = S::add(v, S::load_first(out.add(at).cast_const(), n));
-                }
-                v = match end.act {
-                    Act::None => v,
-                    // The value is the second operand, which x86's max and min hand on when it is NaN.
-                    Act::Relu => S::max(zero, v),
-                    Act::Relu6 => S::min(S::splat(6.0), S::max(zero, v)),
-                };
-                if !end.constant.is_null() {
-                    v = S::sub(v, S::load_f32(end.constant.add(at)));
-                }
-                S::store_first(out.add(at), n, v);
-            }
         }
     }
 }

@@ -21,6 +21,7 @@
 
 pub(crate) mod cpu;
 pub mod cuda;
+mod epilogue;
 mod filter;
 mod micro;
 mod pack;

@@ -5,8 +5,8 @@ mod operand;
 mod write;
 
 use super::cpu::{Job, epilogue, evenly, piece};
+use super::epilogue::Epilogue;
 use super::filter::Tile;
-use super::micro::Epilogue;
 use super::panel::{place, prepare, reduce};
 use super::rows::point_out;
 use super::scratch::Scratch;

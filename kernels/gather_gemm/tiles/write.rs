@@ -1,6 +1,6 @@
 //! Writes the sums of a product.
 
-use super::super::micro::{Epilogue, Sums, finish};
+use super::super::epilogue::{Epilogue, Sums, finish};
 use super::Pending;
 use crate::simd::{Simd, dispatch};
 use crate::{DType, Element, Isa};
@@ -9,10 +9,10 @@ use std::ops::Range;
 /// Bias, residual, activation, constant, store.
 pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.0 == crate::simd::Kind::Amx && pending.end.whole() {
+    if isa.0 == crate::simd::Kind::Amx {
         // SAFETY: the token says that the machine has vectors of bfloat16; elements are of that type or bytes here, and the
         // pointers are what the call was checked for.
-        return unsafe { whole::run(pending) };
+        return unsafe { amx::run(pending) };
     }
     #[cfg(target_arch = "x86_64")]
     if isa.0 == crate::simd::Kind::Vnni && bytes::fits(&pending.end) {
@@ -61,15 +61,15 @@ fn any_set<S: Simd, E: Element>(pending: &Pending<E>) {
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod whole {
+mod amx {
     use super::super::{Pending, SIDE};
-    use crate::{Act, DType, Element};
+    use crate::{DType, Element};
     use std::arch::x86_64::*;
 
-    /// Whole vectors of bfloat16 or of bytes.
+    /// Rows of bfloat16 or of bytes.
     ///
     /// # Safety
-    /// Elements are one of these; the machine has vectors of bfloat16; outputs, bias, scale and constant have as many columns.
+    /// Elements are one of these; the machine has vectors of bfloat16; bias, scale and constant can be read a vector at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) unsafe fn run<E: Element>(pending: &Pending<E>) {
         // SAFETY: the caller's promise.
@@ -77,20 +77,31 @@ mod whole {
             if E::DTYPE == DType::Int8 && super::bytes::fits(&pending.end) {
                 return super::bytes::rows(pending);
             }
-            match pending.end.stored {
-                SIDE => rows::<1, E>(pending),
-                _ => rows::<2, E>(pending),
+            match (pending.end.stored, pending.end.whole()) {
+                (SIDE, true) => rows::<1, true, E>(pending),
+                (SIDE, false) => rows::<1, false, E>(pending),
+                (_, true) => rows::<2, true, E>(pending),
+                (_, false) => rows::<2, false, E>(pending),
             }
         }
     }
 
+    /// The first of 32 columns.
+    fn first(columns: usize) -> u32 {
+        u32::MAX >> (2 * SIDE - columns)
+    }
+
+    /// `N` vectors of columns, of which with `WHOLE` all are written.
+    ///
     /// # Safety
     /// As above.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn rows<const N: usize, E: Element>(pending: &Pending<E>) {
+    unsafe fn rows<const N: usize, const WHOLE: bool, E: Element>(pending: &Pending<E>) {
         let Pending { end, rows, sums, at } = pending;
         let zero = _mm512_setzero_ps();
-        let least = if end.act == Act::Relu { zero } else { _mm512_set1_ps(f32::NEG_INFINITY) };
+        let (least, most) = end.act.range();
+        let (least, most) = (_mm512_set1_ps(least), _mm512_set1_ps(most));
+        let written = if WHOLE { first(N * SIDE) } else { first(end.columns) };
         // Loops, because a closure would not be compiled for these instructions.
         let (mut constant, mut bias, mut scale) = ([zero; N], [zero; N], [zero; N]);
         // SAFETY: the caller's promise.
@@ -112,6 +123,35 @@ mod whole {
                         *bias = _mm512_loadu_ps(end.bias_of(row).add(j * SIDE));
                     }
                 }
+                let mut before = [zero; N];
+                if end.residual {
+                    for (j, before) in before.iter_mut().enumerate() {
+                        let (out, written) = (out.wrapping_add(j * SIDE), written >> (j * SIDE));
+                        *before = match E::DTYPE {
+                            DType::Int8 => {
+                                let bytes = match WHOLE {
+                                    true => _mm_loadu_si128(out.cast()),
+                                    false => {
+                                        let written = u64::from(written as u16);
+                                        _mm512_castsi512_si128(_mm512_maskz_loadu_epi8(written, out.cast()))
+                                    }
+                                };
+                                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+                            }
+                            _ => {
+                                let halves = match WHOLE {
+                                    true => _mm256_loadu_si256(out.cast()),
+                                    false => {
+                                        let written = u32::from(written as u16);
+                                        _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(written, out.cast()))
+                                    }
+                                };
+                                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+                                _mm512_castsi512_ps(wide)
+                            }
+                        };
+                    }
+                }
                 let mut value = [zero; N];
                 for j in 0..N {
                     let sums = sums.add(j * SIDE);
@@ -123,36 +163,44 @@ mod whole {
                         _ => _mm512_add_ps(_mm512_loadu_ps(sums), bias[j]),
                     };
                     if end.residual {
-                        let out = out.add(j * SIDE);
-                        let before = match E::DTYPE {
-                            DType::Int8 => {
-                                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(out.cast())))
-                            }
-                            _ => {
-                                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(out.cast()));
-                                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-                            }
-                        };
                         if E::DTYPE == DType::Int8 {
                             v = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v);
                         }
-                        v = _mm512_add_ps(v, before);
+                        v = _mm512_add_ps(v, before[j]);
                     }
                     // The value is the second operand, which is handed on when it is NaN.
-                    value[j] = _mm512_sub_ps(_mm512_max_ps(least, v), constant[j]);
+                    v = _mm512_min_ps(most, _mm512_max_ps(least, v));
+                    value[j] = _mm512_sub_ps(v, constant[j]);
                 }
                 if E::DTYPE == DType::Int8 {
                     for (j, value) in value.into_iter().enumerate() {
                         // What is beyond 32 bits would become the least.
                         let whole = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127.0)));
-                        _mm_storeu_si128(out.add(j * SIDE).cast(), _mm512_cvtsepi32_epi8(whole));
+                        let bytes = _mm512_cvtsepi32_epi8(whole);
+                        let out = out.wrapping_add(j * SIDE).cast();
+                        match WHOLE {
+                            true => _mm_storeu_si128(out, bytes),
+                            false => {
+                                let written = u64::from((written >> (j * SIDE)) as u16);
+                                _mm512_mask_storeu_epi8(out.cast(), written, _mm512_castsi128_si512(bytes));
+                            }
+                        }
                     }
-                } else if N == 2 {
-                    let both = _mm512_cvtne2ps_pbh(value[N - 1], value[0]);
-                    _mm512_storeu_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(both));
-                } else {
-                    let one = _mm512_cvtneps_pbh(value[0]);
-                    _mm256_storeu_si256(out.cast(), std::mem::transmute::<__m256bh, __m256i>(one));
+                    continue;
+                }
+                let both = match N {
+                    2 => {
+                        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(value[N - 1], value[0]))
+                    }
+                    _ => {
+                        let one = _mm512_cvtneps_pbh(value[0]);
+                        _mm512_castsi256_si512(std::mem::transmute::<__m256bh, __m256i>(one))
+                    }
+                };
+                match (WHOLE, N) {
+                    (true, 2) => _mm512_storeu_si512(out.cast(), both),
+                    (true, _) => _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(both)),
+                    (false, _) => _mm512_mask_storeu_epi16(out.cast(), written, both),
                 }
             }
         }
@@ -161,14 +209,14 @@ mod whole {
 
 #[cfg(target_arch = "x86_64")]
 mod bytes {
-    use super::super::super::micro::Epilogue;
+    use super::super::super::epilogue::Epilogue;
     use super::super::{Pending, SIDE, TILE};
     use crate::Act;
     use std::arch::x86_64::*;
 
     /// Whether outputs are whole tiles and nothing is subtracted from them.
     pub(super) fn fits<E>(end: &Epilogue<E>) -> bool {
-        end.whole() && end.stored == TILE.columns && end.constant.is_null()
+        end.whole() && end.act != Act::Relu6 && end.stored == TILE.columns && end.constant.is_null()
     }
 
     /// Both tiles of columns, in numbers of 16 bits: two rows at a time fill a vector of bytes.
