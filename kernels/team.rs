@@ -37,8 +37,7 @@ const MOST_PATIENCE: Duration = Duration::from_micros(400);
 struct Shared {
     /// Number of the open step, 0 while none is open; steps are numbered from 1.
     open: AtomicUsize,
-    /// The next chunk of each share.
-    next: [Share; MOST_SHARES],
+    shares: [Share; MOST_SHARES],
     /// Onlookers that have come.
     present: AtomicUsize,
     /// Onlookers that may be reading `job`.
@@ -54,11 +53,18 @@ struct Step {
     chunks: usize,
     /// Parts the chunks are cut into, one for each worker to start with.
     shares: usize,
+    /// The last chunk of a share is left to whoever is at it.
+    keeps: bool,
 }
 
 /// Progress through a share, on a cache line of its own.
 #[repr(align(128))]
-struct Share(AtomicUsize);
+struct Share {
+    /// The next chunk.
+    next: AtomicUsize,
+    /// A worker is at it that will not leave before all its chunks are taken.
+    kept: AtomicBool,
+}
 
 /// Shares that a step is cut into at most; more threads than this start on the same ones.
 const MOST_SHARES: usize = 32;
@@ -72,7 +78,8 @@ impl Team {
     pub fn scope<R: Send>(crew: Option<&Crew>, program: impl FnOnce(&mut Team) -> R + Send) -> R {
         let shared = Shared {
             open: AtomicUsize::new(0),
-            next: [const { Share(AtomicUsize::new(0)) }; MOST_SHARES],
+            shares: [const { Share { next: AtomicUsize::new(0), kept: AtomicBool::new(false) } };
+                MOST_SHARES],
             present: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             finished: AtomicBool::new(false),
@@ -105,6 +112,16 @@ impl Team {
     /// returns when all calls have. `worker` is below [`threads`](Self::threads) and no two calls that overlap in
     /// time have the same.
     pub fn for_each(&mut self, chunks: usize, task: impl Fn(usize, usize) + Sync) {
+        self.run(chunks, false, task);
+    }
+
+    /// The same for short chunks that read much: a worker that is through leaves another the last chunk of its share, which by
+    /// the time that it had what it reads would mostly be done.
+    pub(crate) fn for_each_near(&mut self, chunks: usize, task: impl Fn(usize, usize) + Sync) {
+        self.run(chunks, true, task);
+    }
+
+    fn run(&mut self, chunks: usize, keeps: bool, task: impl Fn(usize, usize) + Sync) {
         if self.threads == 1 || chunks <= 1 {
             (0..chunks).for_each(|chunk| task(chunk, 0));
             return;
@@ -116,14 +133,16 @@ impl Team {
         // before this function returns or unwinds, and `task` outlives it.
         let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
         let shares = self.threads.min(MOST_SHARES);
-        for (share, next) in shared.next[..shares].iter().enumerate() {
-            next.0.store(chunks * share / shares, Ordering::Relaxed);
+        for (i, share) in shared.shares[..shares].iter().enumerate() {
+            share.next.store(chunks * i / shares, Ordering::Relaxed);
+            share.kept.store(false, Ordering::Relaxed);
         }
+        let step = Step { job, chunks, shares, keeps };
         // SAFETY: no step is open and nobody is inside: the previous `Close` waited for that.
-        unsafe { *shared.job.get() = Some(Step { job, chunks, shares }) };
+        unsafe { *shared.job.get() = Some(step) };
         shared.open.store(1, Ordering::SeqCst);
         let _close = Close(shared);
-        work(shared, Step { job, chunks, shares }, 0, || self.fetch_late());
+        work(shared, step, 0, || self.fetch_late());
     }
 
     /// Fetches the onlookers that should have come by now.
@@ -143,11 +162,17 @@ impl Team {
 /// map step after step, which then is in its cache. False: there was nothing to do.
 fn work(shared: &Shared, step: Step, worker: usize, mut between: impl FnMut()) -> bool {
     let mut any = false;
-    let Step { job, chunks, shares } = step;
-    for share in (0..shares).map(|i| (worker + i) % shares) {
-        let end = chunks * (share + 1) / shares;
-        let next = &shared.next[share].0;
-        while next.load(Ordering::Relaxed) < end {
+    let Step { job, chunks, shares, keeps } = step;
+    for i in 0..shares {
+        let own = i == 0;
+        let at = (worker + i) % shares;
+        let Share { next, kept } = &shared.shares[at];
+        if own {
+            kept.store(true, Ordering::Relaxed);
+        }
+        let end = chunks * (at + 1) / shares;
+        let left = |next: usize| next + usize::from(keeps && !own && kept.load(Ordering::Relaxed)) < end;
+        while left(next.load(Ordering::Relaxed)) {
             let chunk = next.fetch_add(1, Ordering::Relaxed);
             if chunk < end {
                 job(chunk, worker);
@@ -239,7 +264,8 @@ mod tests {
             for chunks in [0, 1, 2, 7, 100] {
                 let hits: Vec<AtomicU32> = (0..chunks).map(|_| AtomicU32::new(0)).collect();
                 let busy: Vec<AtomicBool> = (0..team.threads()).map(|_| AtomicBool::new(false)).collect();
-                team.for_each(chunks, |chunk, worker| {
+                let keeps = chunks % 3 == 1;
+                team.run(chunks, keeps, |chunk, worker| {
                     assert!(!busy[worker].swap(true, Ordering::SeqCst), "two calls share worker {worker}");
                     hits[chunk].fetch_add(1, Ordering::SeqCst);
                     busy[worker].store(false, Ordering::SeqCst);

@@ -85,7 +85,7 @@ pub fn run<E: Element>(
     );
     let (output, scratch) = (Shared(call.output.as_mut_ptr()), Shared(scratch.as_mut_ptr()));
     let call = &call;
-    team.for_each(total, |mut chunk, worker| {
+    let run = |mut chunk: usize, worker: usize| {
         // SAFETY: overlapping calls have different workers, so each has its own scratch.
         let scratch = unsafe { &mut *scratch.get().add(worker) };
         for n in 0..jobs {
@@ -95,7 +95,11 @@ pub fn run<E: Element>(
             }
             chunk -= job.chunks();
         }
-    });
+    };
+    match filter.layout {
+        Layout::Turns => team.for_each_near(total, run),
+        _ => team.for_each(total, run),
+    }
     Ok(())
 }
 
@@ -133,9 +137,8 @@ fn job<'a, E: Element>(
     let wanted = if threads == 1 { 1 } else { (threads * CHUNKS_PER_THREAD).div_ceil(jobs) };
     let bytes = filter.bytes() / g.c_in * count(c_in, g.c_in) / g.c_out * count(c_out, g.c_out);
     if filter.layout == Layout::Turns {
-        let inputs = if g.groups == 1 { count(c_in, g.c_in) } else { filter.panels[0].inputs };
-        let (rows, depth) = (rows.len(), filter.depth_in_turns(inputs));
-        return tiles::cut::<E>(job, rows, depth, bytes, wanted);
+        let sharing = if jobs < threads { threads } else { 1 };
+        return tiles::cut(filter, call, job, bytes, (wanted, sharing));
     }
     let packs = packs || c_out.is_some() && !units;
     let block_rows = if packs && rows.len() <= WIDE_BLOCK_ROWS { WIDE_BLOCK_ROWS } else { BLOCK_ROWS };

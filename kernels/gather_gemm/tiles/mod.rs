@@ -10,7 +10,7 @@ use super::filter::Tile;
 use super::panel::{place, prepare, reduce};
 use super::rows::point_out;
 use super::scratch::Scratch;
-use super::{Filter, GatherGemm};
+use super::{Filter, GatherGemm, Placement};
 use crate::simd::tiles::{Product, SIDE, Tiles, step_len};
 use crate::{Element, Isa};
 pub(super) use operand::Operand;
@@ -26,8 +26,6 @@ const SUMS: usize = TILE.rows * TILE.columns;
 const GATHERED_BYTES: usize = 1200 << 10;
 /// Rows of a block are at most so many.
 pub(super) const MOST_ROWS: usize = 512;
-/// Weights up to this size stay in the second-level cache next to a block of rows.
-const RESIDENT_BYTES: usize = 512 << 10;
 
 /// The most rows of a block.
 fn block_rows<E>(depth: usize) -> usize {
@@ -47,12 +45,44 @@ const PART_STEPS: usize = 9;
 /// Sums that are kept: while those of a group are computed, the ones before are written.
 pub(super) const KEPT_SUMS: usize = 2 * GROUP * SUMS;
 
+/// Bytes of weights that are read as quickly as one of what a row reads, most of which another thread wrote.
+const WEIGHTS_PER_INPUT: usize = 4;
+/// Weights up to this size are read again for every block at little cost.
+const NEAR_WEIGHTS: usize = 160 << 10;
+/// What the rows of a block read stays in the first-level cache while panels pass by, if it is no more.
+const NEAR_ROWS: usize = 28 << 10;
+/// With fewer rows a block would not be worth fetching a panel for.
+const FEWEST_ROWS: usize = 4 * SIDE;
+/// Tiles of listed rows that are copied at a time.
+const COPIED_TILES: usize = 3;
+
 /// Cuts a job of `rows` rows into blocks and parts; `bytes` of weights.
-pub(super) fn cut<'a, E>(job: Job<'a>, rows: usize, depth: usize, bytes: usize, wanted: usize) -> Job<'a> {
+pub(super) fn cut<'a, E: Element>(
+    filter: &Filter<E>,
+    call: &GatherGemm<'_, [E]>,
+    job: Job<'a>,
+    bytes: usize,
+    (wanted, threads): (usize, usize),
+) -> Job<'a> {
+    let g = filter.geometry();
+    let rows = job.rows.len();
     let tiles = rows.div_ceil(SIDE);
+    let inputs = if g.groups > 1 { filter.panels[0].inputs } else { job.c_in.map_or(g.c_in, <[u32]>::len) };
+    let depth = filter.depth_in_turns(inputs);
     let least = rows.div_ceil(block_rows::<E>(depth));
-    let rows_first = bytes <= RESIDENT_BYTES && tiles >= 2 * wanted || job.columns < wanted;
-    let blocks = if rows_first { least.max(wanted.min(tiles.div_ceil(2))) } else { least };
+    // Where threads share the columns each reads all rows, where they share the rows all weights, or packs them.
+    let row = (WEIGHTS_PER_INPUT * depth + job.columns * TILE.columns) * size_of::<E>();
+    let by_rows = bytes <= rows * row && job.c_in.is_none() && job.c_out.is_none();
+    let shares = (0..).map(|halves| threads >> halves).find(|shares| 2 * shares <= tiles).unwrap_or(1).max(1);
+    let near = NEAR_ROWS / (depth * size_of::<E>()).max(1) / SIDE * SIDE;
+    let listed = g.is_pointwise() && call.input_rows == Placement::Natural && !call.active.rows.is_all();
+    let small = match () {
+        _ if bytes > NEAR_WEIGHTS => 1,
+        _ if listed => (tiles / COPIED_TILES).min(2 * wanted),
+        _ if g.groups == 1 && job.columns > 2 && near >= FEWEST_ROWS => rows.div_ceil(near),
+        _ => 1,
+    };
+    let blocks = least.max(small).next_multiple_of(if by_rows { shares } else { 1 });
     let parts = evenly(job.columns, wanted.div_ceil(blocks));
     Job { tiles, blocks, parts, ..job }
 }

@@ -9,10 +9,15 @@ use crate::workload::Workload;
 const SIDE: f64 = 16.0;
 /// What a product computes at once.
 const PRODUCT: f64 = 2.0 * SIDE;
-/// Copied rows of a block, and weights that stay in a core's cache next to them.
+/// Copied rows of a block.
 const GATHERED_BYTES: f64 = 1200.0 * 1024.0;
-const RESIDENT_BYTES: f64 = 512.0 * 1024.0;
 const MOST_ROWS: f64 = 512.0;
+/// When threads share rows, and when blocks are smaller than they have to be.
+const WEIGHTS_PER_INPUT: f64 = 4.0;
+const NEAR_WEIGHTS: f64 = 160.0 * 1024.0;
+const NEAR_ROWS: f64 = 28.0 * 1024.0;
+const FEWEST_ROWS: f64 = 4.0 * SIDE;
+const COPIED_TILES: f64 = 3.0;
 /// Steps of a reduction that two products meet before the next ones.
 const PART_STEPS: f64 = 9.0;
 /// Rows of windows for each row, up to which neighbouring pixels are copied once, and where channels are fewer than a step.
@@ -71,6 +76,37 @@ fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64, lines: b
     (Read::Gathered, (rows / SIDE).ceil(), rows * taps)
 }
 
+/// Blocks that the rows of a job are cut into.
+fn blocks(
+    w: &Workload,
+    (rows, jobs, wanted): (f64, f64, f64),
+    (steps, panels, weights): (f64, f64, f64),
+    some_channels: bool,
+) -> f64 {
+    let (element, length) = (f64::from(w.dtype.bytes()), 64.0 * steps);
+    let pitch = 64.0 * (steps + flag(steps % 2.0 == 0.0));
+    let tiles = (rows / SIDE).ceil().max(1.0);
+    let most_rows = ((GATHERED_BYTES / pitch / SIDE).floor() * SIDE).clamp(PRODUCT, MOST_ROWS);
+    let least = (rows / most_rows).ceil().max(1.0);
+    let row = WEIGHTS_PER_INPUT * length + panels * PRODUCT * element;
+    let mut shares = if jobs < f64::from(w.threads) { f64::from(w.threads) } else { 1.0 };
+    while shares > 1.0 && 2.0 * shares > tiles {
+        shares = (shares / 2.0).floor();
+    }
+    let by_rows = weights <= rows * row && !some_channels;
+    let near = (NEAR_ROWS / length.max(1.0) / SIDE).floor() * SIDE;
+    let all = f64::from(w.out_h) * f64::from(w.out_w) * f64::from(w.batch) / jobs;
+    let listed = w.kernel == 1 && w.stride == 1 && !w.input_compact && rows < all;
+    let small = match () {
+        _ if weights > NEAR_WEIGHTS => 1.0,
+        _ if listed => (tiles / COPIED_TILES).floor().min(2.0 * wanted),
+        _ if w.groups == 1 && panels > 2.0 && near >= FEWEST_ROWS => (rows / near).ceil(),
+        _ => 1.0,
+    };
+    let turns = if by_rows { shares } else { 1.0 };
+    (least.max(small) / turns).ceil() * turns
+}
+
 pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     let s = Sizes::of(w, facts);
     let some = |listed: bool, active: f64, all: u32| listed && active < f64::from(all);
@@ -101,11 +137,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
 
     let threads = f64::from(w.threads);
     let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
-    let pitch = 64.0 * (steps + 1.0);
-    let least = (rows / (GATHERED_BYTES / pitch).clamp(PRODUCT, MOST_ROWS)).ceil().max(1.0);
-    let tiles = (rows / SIDE).ceil().max(1.0);
-    let by_rows = s.weights <= RESIDENT_BYTES && tiles >= 2.0 * wanted || panels < wanted;
-    let blocks = if by_rows { least.max(wanted.min((tiles / 2.0).ceil())) } else { least };
+    let blocks = blocks(w, (rows, jobs, wanted), (steps, panels, s.weights), li || lo);
     let parts = parts(panels, wanted / blocks);
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
