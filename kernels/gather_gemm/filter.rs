@@ -197,11 +197,12 @@ impl<E: Element> Filter<E> {
         let one_step = layout != Layout::Turns || g.kernel * g.c_in <= step_len::<E>();
         let folded = g.groups == 1 && g.pad_top == 0 && g.pad_left == 0 && inside && g.kernel > 1 && one_step;
         let few_steps = g.kernel <= most_line_steps::<E>() * (taps * g.c_in).div_ceil(step_len::<E>()) / 10;
-        let lines = layout == Layout::Turns
-            && match g.groups {
-                1 => folded && few_steps,
-                _ => g.kernel > 1 && !g.group_in().is_multiple_of(step_len::<E>()),
-            };
+        let odd = g.kernel > 1 && !g.group_in().is_multiple_of(step_len::<E>());
+        // Channels of a filter that is gated come listed, and are packed again; where there are many, rows that are gathered
+        // one by one are copied more quickly otherwise.
+        let gated = spec.output_group.is_some() || spec.input_constant.is_some();
+        let narrow = g.groups > 1 || !gated && g.c_in < 3 * step_len::<E>();
+        let lines = layout == Layout::Turns && if folded { few_steps } else { odd && narrow };
         let (panels, len) = match layout {
             Layout::Units => cut(&g, UNIT, UNIT, |inputs| taps * inputs),
             Layout::Turns => cut(&g, SIDE, SIDE, |inputs| depth_in_turns::<E>(&g, lines, inputs)),

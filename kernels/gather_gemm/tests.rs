@@ -191,6 +191,10 @@ fn geometries_by_name() {
         // Strides over copied lines, and rows that are read into the next.
         conv(32, 34, 64, 40, 3, 2, 1),
         conv(9, 20, 48, 40, 1, 1, 1),
+        // Few channels, whose kernel rows are read where lines were copied to.
+        conv(20, 21, 16, 24, 3, 1, 1),
+        conv(9, 40, 24, 40, 3, 2, 1),
+        conv(13, 18, 56, 40, 3, 1, 1),
         conv(1, 1, 300, 10, 1, 1, 1),
         conv(1, 5, 3, 7, 3, 1, 1),
         conv(2, 2, 8, 8, 3, 2, 1),
@@ -245,6 +249,9 @@ fn tiles_give_the_same_bits_on_any_number_of_threads() {
         (conv(21, 20, 96, 64, 3, 1, 1), 3),
         (conv(20, 20, 320, 64, 1, 1, 1), 2),
         (conv(20, 20, 48, 64, 1, 1, 1), 2),
+        (conv(20, 20, 48, 64, 3, 1, 1), 2),
+        // Blocks whose rows stay near while panels pass by.
+        (conv(24, 25, 64, 144, 1, 1, 1), 1),
         (conv(28, 20, 80, 80, 3, 1, 5), 2),
         (conv(34, 36, 104, 104, 3, 2, 13), 2),
         (ConvGeometry { pad_top: 0, pad_left: 0, output: Extent { h: 17, w: 17 }, ..stem }, 2),

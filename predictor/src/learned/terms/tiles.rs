@@ -48,9 +48,10 @@ enum Read {
     Gathered,
 }
 
-/// Whether the kernel rows of groups begin steps.
+/// Whether kernel rows begin steps.
 fn in_lines(w: &Workload, packs: bool) -> bool {
-    w.groups > 1 && w.kernel > 1 && !(w.c_in / w.groups).is_multiple_of(step_len(w) as u32) && !packs
+    let narrow = w.groups > 1 || !w.c_in_listed && !w.c_out_listed && f64::from(w.c_in) < 3.0 * step_len(w);
+    w.kernel > 1 && narrow && !(w.c_in / w.groups).is_multiple_of(step_len(w) as u32) && !packs
 }
 
 /// How rows are read, in how many windows of sixteen, and pixels that are copied for it.
