@@ -157,6 +157,19 @@ fn plans_are_always_the_same_and_can_be_run() {
 }
 
 #[test]
+fn squares_that_leave_nothing_out_are_no_choice() {
+    let spec = net(r#"{"arch": "resnet50", "dyn_mode": "spatial", "spatial_granularity": [4, 4, 2, 1]}"#);
+    let (profile, setting) = (profile(1.0), Setting::cpu(1));
+    let squares = |patches: f64| {
+        let densities = vec![BlockDensity { patches, channels: 1.0 }; spec.blocks.len()];
+        let choice = search(&spec, &profile, &densities, &setting).unwrap();
+        choice.alternatives.iter().flatten().filter(|choice| choice.granularity > 1).count()
+    };
+    assert!(squares(0.1) > 0);
+    assert_eq!(squares(1.0), 0);
+}
+
+#[test]
 fn what_others_leave_of_a_cache_says_which_weights_stay_there() {
     let spec = net(r#"{"arch": "resnet50"}"#);
     let mut profile = profile(1.0);

@@ -43,6 +43,8 @@ pub struct Choice {
 
 /// Largest square that is considered, pixels.
 const LARGEST_SQUARE: usize = 16;
+/// Squares that list more than this share of a block's input are not considered.
+const MOST_LISTED: f64 = 0.98;
 /// Densities at which the expected times in a plan are given.
 const KNOTS: [f64; 9] = [0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98];
 
@@ -142,8 +144,12 @@ impl Search<'_> {
             granularity,
             ns: self.ns(index, route, granularity, density),
         };
-        let mut choices: Vec<Alternative> =
-            granularities(block).into_iter().map(|side| of(Route::Implicit, side)).collect();
+        // Squares that leave nothing out list what dense computes unlisted.
+        let whole = Activity::full(block).rows[0];
+        let leaves_some =
+            |&side: &usize| side == 1 || self.activity(index, side, density).rows[0] < MOST_LISTED * whole;
+        let sides = granularities(block).into_iter().filter(leaves_some);
+        let mut choices: Vec<Alternative> = sides.map(|side| of(Route::Implicit, side)).collect();
         // The finest of equals: it computes least where the estimate is wrong.
         choices.sort_by(|a, b| a.ns.total_cmp(&b.ns));
         let gathered = choices[0];
