@@ -50,7 +50,7 @@ impl<E> Epilogue<E> {
 /// What a residual is added to: whole numbers are rounded first.
 ///
 /// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
+/// As for [`compute`](super::micro::compute), inside a function compiled for `S`.
 #[inline(always)]
 pub(super) unsafe fn before_residual<S: Simd, E: Element>(v: S::V) -> S::V {
     // Numbers from here to twice as much are whole; what is as large by itself saturates anyway.
@@ -78,7 +78,7 @@ pub(super) enum Sums {
 /// Bias, residual, activation, constant, store, of sums that a tile left in memory, `vectors` of each row.
 ///
 /// # Safety
-/// As for [`compute`], inside a function compiled for `S`.
+/// As for [`compute`](super::micro::compute), inside a function compiled for `S`.
 #[inline(always)]
 pub(super) unsafe fn finish<S: Simd, E: Element>(
     end: &Epilogue<E>,
@@ -113,7 +113,7 @@ pub(super) unsafe fn finish<S: Simd, E: Element>(
                     v = before_residual::<S, E>(v);
                     v = S::add(v, S::load_first(out.add(at).cast_const(), n));
                 }
-                // The value is the second operand, as above.
+                // The value is the second operand, which x86's max and min hand on when it is NaN.
                 v = S::min(most, S::max(least, v));
                 if !end.constant.is_null() {
                     v = S::sub(v, S::load_f32(end.constant.add(at)));
