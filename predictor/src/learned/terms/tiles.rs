@@ -214,3 +214,36 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     );
     work.add(Kind::Launch, &[1.0, s.cold, threads - 1.0, flag(w.threads > 1), chunks * share]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::{DType, Op};
+
+    #[test]
+    fn threads_share_rows_unless_weights_are_many_and_blocks_stay_near() {
+        let pointwise = |side: u32, c_in: u32, c_out: u32| Workload {
+            dtype: DType::Bf16,
+            threads: 2,
+            ..Workload::new(Op::GatherGemm, side, side, c_in, c_out)
+        };
+        let cut = |w: Workload| {
+            let taps = f64::from(w.kernel * w.kernel);
+            let (c_in, c_out) = (f64::from(w.c_in), f64::from(w.c_out));
+            let wanted = if w.threads == 1 { 1.0 } else { f64::from(w.threads) * CHUNKS_PER_THREAD };
+            let sizes =
+                ((taps * c_in / step_len(&w)).ceil(), (c_out / PRODUCT).ceil(), taps * c_in * c_out * 2.0);
+            blocks(&w, (f64::from(w.rows), 1.0, wanted), sizes, false)
+        };
+        let rows = pointwise(15, 256, 256);
+        assert_eq!(cut(rows), 2.0);
+        assert_eq!(cut(Workload { threads: 1, ..rows }), 1.0);
+        // Two threads have no two tiles each.
+        assert_eq!(cut(Workload { rows: 48, ..pointwise(7, 256, 256) }), 1.0);
+        // Nine taps of many channels: the columns are shared.
+        assert_eq!(cut(Workload { kernel: 3, ..pointwise(7, 512, 512) }), 1.0);
+        // 112 rows of 104 channels stay in the first-level cache; listed rows are copied three tiles at a time.
+        assert_eq!(cut(pointwise(28, 104, 104)), 8.0);
+        assert_eq!(cut(Workload { rows: 392, runs: 98, ..pointwise(28, 128, 128) }), 8.0);
+    }
+}
