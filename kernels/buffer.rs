@@ -101,6 +101,8 @@ fn lines_of<E>(len: usize, what: &str) -> Result<usize> {
 
 /// A huge page. Memory that is walked through in large strides spends much time on looking up addresses otherwise.
 const HUGE: usize = 2 << 20;
+/// What is as large gets huge pages of its own.
+const LARGE: usize = HUGE / 8;
 
 /// Lines of one allocation, uninitialised.
 struct Memory {
@@ -116,8 +118,8 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     fn new(count: usize, what: &str) -> Result<Self> {
-        let bytes = count * 64;
-        let align = if bytes >= HUGE { HUGE } else { 64 };
+        let align = if count * 64 >= LARGE { HUGE } else { 64 };
+        let bytes = (count * 64).next_multiple_of(align);
         let layout = Layout::from_size_align(bytes, align).map_err(|_| out_of_memory(what, bytes))?;
         if count == 0 {
             return Ok(Self { lines: NonNull::dangling(), count, layout });
