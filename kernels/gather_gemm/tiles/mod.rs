@@ -5,7 +5,6 @@ mod operand;
 mod write;
 
 use super::cpu::{Job, epilogue, evenly, piece};
-use super::epilogue::Epilogue;
 use super::filter::Tile;
 use super::panel::{place, prepare, reduce};
 use super::rows::point_out;
@@ -14,7 +13,7 @@ use super::{Filter, GatherGemm, Placement};
 use crate::simd::tiles::{Product, SIDE, Tiles, step_len};
 use crate::{Element, Isa};
 pub(super) use operand::Operand;
-use smallvec::SmallVec;
+use operand::Window;
 use std::ops::Range;
 
 /// What is computed at once: two tiles of rows × two of columns.
@@ -42,8 +41,8 @@ pub(super) fn gathered_bytes<E>(depth: usize) -> usize {
 const GROUP: usize = 2;
 /// Steps of a reduction in such a part.
 const PART_STEPS: usize = 9;
-/// Sums that are kept: while those of a group are computed, the ones before are written.
-pub(super) const KEPT_SUMS: usize = 2 * GROUP * SUMS;
+/// Sums of a group.
+pub(super) const KEPT_SUMS: usize = GROUP * SUMS;
 
 /// Bytes of weights that are read as quickly as one of what a row reads, most of which another thread wrote.
 const WEIGHTS_PER_INPUT: usize = 4;
@@ -93,15 +92,6 @@ fn rows_of(job: &Job<'_>, block: usize) -> Range<usize> {
     row(block)..row(block + 1)
 }
 
-/// Sums that wait to be written.
-struct Pending<E> {
-    end: Epilogue<E>,
-    /// Rows of the block, and for each row of the block which row of its product it is.
-    rows: Range<usize>,
-    at: *const u8,
-    sums: *const f32,
-}
-
 pub(super) fn run_chunk<E: Element>(
     isa: Isa,
     filter: &Filter<E>,
@@ -127,13 +117,7 @@ pub(super) fn run_chunk<E: Element>(
     let kept = scratch.sums.as_mut_slice();
     assert!(kept.len() >= KEPT_SUMS);
     let kept = kept.as_mut_ptr();
-    let mut pending = SmallVec::<[Pending<E>; GROUP]>::new();
-    let mut turn = 0;
     for column in columns {
-        if job.c_out.is_some() || g.groups > 1 {
-            // Their bias lies where that of the next panel will, or their rows.
-            pending.drain(..).for_each(|pending| write::run(isa, &pending));
-        }
         let Some(panel) = prepare(isa, filter, job, column, scratch) else { continue };
         operand::ready(isa, filter, call, (rows.start, rows.len()), n_taps, scratch);
         let next = column + 1;
@@ -141,53 +125,52 @@ pub(super) fn run_chunk<E: Element>(
         let end = epilogue(filter, call, job, &panel, scratch);
         let two_columns = panel.stored > SIDE;
         let Operand { windows, at, offsets, pitch, .. } = &scratch.operand;
-        let products = windows.len().div_ceil(2);
         let lines = offsets.len() * SIDE * (1 + usize::from(two_columns));
-        let mut ahead = Ahead::new(next.map(|next| next.units[0]), lines, offsets.len() * products);
+        let mut ahead =
+            Ahead::new(next.map(|next| next.units[0]), lines, offsets.len() * windows.len().div_ceil(2));
         for group in windows.chunks(2 * GROUP) {
-            turn = 1 - turn;
-            let sums = |product: usize| kept.wrapping_add((turn * GROUP + product) * SUMS);
-            let products = group.len().div_ceil(2);
-            let last = group[group.len() - 1];
-            write::ask(isa, &end, group[0].first as usize..(last.first + last.rows) as usize);
-            let parts = if products > 1 { offsets.len().div_ceil(PART_STEPS) } else { 1 }.max(1);
-            for (part, product) in
-                (0..parts).flat_map(|part| (0..products).map(move |product| (part, product)))
-            {
+            let parts = if group.len() > 2 { offsets.len().div_ceil(PART_STEPS) } else { 1 }.max(1);
+            for part in 0..parts {
                 let steps = piece(offsets.len(), parts, part)..piece(offsets.len(), parts, part + 1);
-                let (asked, lines) = ahead.take(steps.len());
-                let (one, two) = (&group[2 * product], group.get(2 * product + 1));
-                let product = Product {
-                    a: [one.start, two.unwrap_or(one).start],
-                    offsets: offsets[steps.clone()].as_ptr(),
-                    pitch: *pitch,
-                    two_rows: two.is_some(),
-                    b: panel.rows.units.map(|b| b.wrapping_add(steps.start * step_len::<E>() * SIDE)),
-                    two_columns,
-                    steps: steps.len(),
-                    sums: sums(product),
-                    adds: part > 0,
-                    ahead: asked,
-                    lines,
-                };
-                // SAFETY: windows are of sixteen rows that can be read; the panel has as many columns; the sums have room for
-                // four tiles.
-                unsafe {
-                    match steps.len() {
-                        0 => product.sums.write_bytes(0, SUMS),
-                        _ => tiles.multiply(&product),
+                for (windows, sums) in
+                    group.chunks(2).zip((0..).map(|product| kept.wrapping_add(product * SUMS)))
+                {
+                    let (asked, lines) = ahead.take(steps.len());
+                    let (one, two) = (&windows[0], windows.get(1));
+                    let product = Product {
+                        a: [one.start, two.unwrap_or(one).start],
+                        offsets: offsets[steps.clone()].as_ptr(),
+                        pitch: *pitch,
+                        two_rows: two.is_some(),
+                        b: panel.rows.units.map(|b| b.wrapping_add(steps.start * step_len::<E>() * SIDE)),
+                        two_columns,
+                        steps: steps.len(),
+                        sums,
+                        adds: part > 0,
+                        ahead: asked,
+                        lines,
+                    };
+                    // SAFETY: windows are of sixteen rows that can be read; the panel has as many columns; the sums have room
+                    // for four tiles.
+                    unsafe {
+                        match steps.len() {
+                            0 => product.sums.write_bytes(0, SUMS),
+                            _ => tiles.multiply(&product),
+                        }
+                    }
+                    if part + 1 == parts {
+                        write::run(isa, &end, rows_of_windows(windows), (at.as_ptr(), sums));
                     }
                 }
             }
-            pending.drain(..).for_each(|pending| write::run(isa, &pending));
-            pending.extend(group.chunks(2).enumerate().map(|(product, windows)| {
-                let last = windows[windows.len() - 1];
-                let rows = windows[0].first as usize..(last.first + last.rows) as usize;
-                Pending { end, rows, at: at.as_ptr(), sums: sums(product) }
-            }));
         }
     }
-    pending.iter().for_each(|pending| write::run(isa, pending));
+}
+
+/// The rows of a block that some windows, one after another, are of.
+fn rows_of_windows<E>(windows: &[Window<E>]) -> Range<usize> {
+    let (first, last) = (&windows[0], &windows[windows.len() - 1]);
+    first.first as usize..(last.first + last.rows) as usize
 }
 
 /// Progress through the panel that will be multiplied with next, of which every step asks for a share.

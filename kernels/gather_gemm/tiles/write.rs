@@ -1,68 +1,65 @@
 //! Writes the sums of a product.
 
 use super::super::epilogue::{Epilogue, Sums, finish};
-use super::Pending;
 use crate::simd::{Simd, dispatch};
 use crate::{DType, Element, Isa};
 use std::ops::Range;
 
-/// Bias, residual, activation, constant, store.
-pub(super) fn run<E: Element>(isa: Isa, pending: &Pending<E>) {
+/// A product that is written.
+struct Written<'a, E> {
+    end: &'a Epilogue<E>,
+    rows: Range<usize>,
+    at: *const u8,
+    sums: *const f32,
+}
+
+/// Bias, residual, activation, constant, store. `at` is for each row of the block which row of its product it is, in `sums`.
+pub(super) fn run<E: Element>(
+    isa: Isa,
+    end: &Epilogue<E>,
+    rows: Range<usize>,
+    (at, sums): (*const u8, *const f32),
+) {
+    let product = &Written { end, rows, at, sums };
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if isa.0 == crate::simd::Kind::Amx {
         // SAFETY: the token says that the machine has vectors of bfloat16; elements are of that type or bytes here, and the
         // pointers are what the call was checked for.
-        return unsafe { amx::run(pending) };
+        return unsafe { amx::run(product) };
     }
     #[cfg(target_arch = "x86_64")]
-    if isa.0 == crate::simd::Kind::Vnni && bytes::fits(&pending.end) {
+    if isa.0 == crate::simd::Kind::Vnni && bytes::fits(end) {
         // SAFETY: the token says that the machine has such vectors, and the pointers are what the call was checked for.
-        return unsafe { bytes::rows(pending) };
+        return unsafe { bytes::rows(product) };
     }
-    any(isa, pending);
-}
-
-dispatch! {
-    /// Asks for what will be written, and with a residual read.
-    pub(super) fn ask<E>(end: &Epilogue<E>, rows: Range<usize>) = ask_set
-}
-
-#[inline(always)]
-fn ask_set<S: Simd, E: Element>(end: &Epilogue<E>, rows: Range<usize>) {
-    // The line's first columns have just been written.
-    if !(end.column * size_of::<E>()).is_multiple_of(64) {
-        return;
-    }
-    for row in rows {
-        // SAFETY: there are as many rows; asking for an address never faults.
-        unsafe { S::prefetch_write((*end.out.add(row)).wrapping_add(end.column).cast()) }
-    }
+    any(isa, product);
 }
 
 dispatch! {
     /// The same for any instruction set and width.
-    fn any<E>(pending: &Pending<E>) = any_set
+    fn any<E>(product: &Written<'_, E>) = any_set
 }
 
 #[inline(always)]
-fn any_set<S: Simd, E: Element>(pending: &Pending<E>) {
-    let vectors = pending.end.stored / S::LANES;
+fn any_set<S: Simd, E: Element>(product: &Written<'_, E>) {
+    let vectors = product.end.stored / S::LANES;
     // SAFETY: the pointers are what the call was checked for; `dispatch` vouches for the instruction set.
     unsafe {
-        for row in pending.rows.clone() {
-            let sums = pending.sums.add(*pending.at.add(row) as usize * pending.end.stored);
+        for row in product.rows.clone() {
+            let sums = product.sums.add(*product.at.add(row) as usize * product.end.stored);
             let sums = match E::DTYPE {
                 DType::Int8 => Sums::Whole(sums.cast()),
                 _ => Sums::Rows(sums),
             };
-            finish::<S, E>(&pending.end, row..row + 1, vectors, sums);
+            finish::<S, E>(product.end, row..row + 1, vectors, sums);
         }
     }
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx {
-    use super::super::{Pending, SIDE};
+    use super::super::{SIDE, TILE};
+    use super::Written;
     use crate::{DType, Element};
     use std::arch::x86_64::*;
 
@@ -71,17 +68,59 @@ mod amx {
     /// # Safety
     /// Elements are one of these; the machine has vectors of bfloat16; bias, scale and constant can be read a vector at a time.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) unsafe fn run<E: Element>(pending: &Pending<E>) {
+    pub(super) unsafe fn run<E: Element>(product: &Written<'_, E>) {
         // SAFETY: the caller's promise.
         unsafe {
-            if E::DTYPE == DType::Int8 && super::bytes::fits(&pending.end) {
-                return super::bytes::rows(pending);
+            if E::DTYPE == DType::Int8 && super::bytes::fits(product.end) {
+                return super::bytes::rows(product);
             }
-            match (pending.end.stored, pending.end.whole()) {
-                (SIDE, true) => rows::<1, true, E>(pending),
-                (SIDE, false) => rows::<1, false, E>(pending),
-                (_, true) => rows::<2, true, E>(pending),
-                (_, false) => rows::<2, false, E>(pending),
+            let end = product.end;
+            let one_bias = end.bias_stride == 0 && end.constant.is_null();
+            if E::DTYPE == DType::Bf16 && one_bias && end.whole() && end.stored == TILE.columns {
+                return match end.residual {
+                    true => halves::<true, E>(product),
+                    false => halves::<false, E>(product),
+                };
+            }
+            match (end.stored, end.whole()) {
+                (SIDE, true) => rows::<1, true, E>(product),
+                (SIDE, false) => rows::<1, false, E>(product),
+                (_, true) => rows::<2, true, E>(product),
+                (_, false) => rows::<2, false, E>(product),
+            }
+        }
+    }
+
+    /// Both tiles of columns of bfloat16, whose rows have the same bias.
+    ///
+    /// # Safety
+    /// As above.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn halves<const RESIDUAL: bool, E: Element>(product: &Written<'_, E>) {
+        let Written { end, rows, at, sums } = product;
+        // What is stored could change what is behind a reference, as far as the compiler knows.
+        let (at, sums, outputs, column) = (*at, *sums, end.out, end.column);
+        let (least, most) = end.act.range();
+        let (least, most) = (_mm512_set1_ps(least), _mm512_set1_ps(most));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bias = [_mm512_loadu_ps(end.bias), _mm512_loadu_ps(end.bias.add(SIDE))];
+            for row in rows.clone() {
+                let sums = sums.add(*at.add(row) as usize * TILE.columns);
+                let out = (*outputs.add(row)).add(column);
+                let mut low = _mm512_add_ps(_mm512_loadu_ps(sums), bias[0]);
+                let mut high = _mm512_add_ps(_mm512_loadu_ps(sums.add(SIDE)), bias[1]);
+                if RESIDUAL {
+                    let before = [_mm256_loadu_si256(out.cast()), _mm256_loadu_si256(out.add(SIDE).cast())];
+                    let wide = [_mm512_cvtepu16_epi32(before[0]), _mm512_cvtepu16_epi32(before[1])];
+                    low = _mm512_add_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide[0])));
+                    high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide[1])));
+                }
+                // The value is the second operand, which is handed on when it is NaN.
+                low = _mm512_min_ps(most, _mm512_max_ps(least, low));
+                high = _mm512_min_ps(most, _mm512_max_ps(least, high));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(out.cast(), both);
             }
         }
     }
@@ -96,8 +135,8 @@ mod amx {
     /// # Safety
     /// As above.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn rows<const N: usize, const WHOLE: bool, E: Element>(pending: &Pending<E>) {
-        let Pending { end, rows, sums, at } = pending;
+    unsafe fn rows<const N: usize, const WHOLE: bool, E: Element>(product: &Written<'_, E>) {
+        let Written { end, rows, sums, at } = product;
         let zero = _mm512_setzero_ps();
         let (least, most) = end.act.range();
         let (least, most) = (_mm512_set1_ps(least), _mm512_set1_ps(most));
@@ -210,7 +249,8 @@ mod amx {
 #[cfg(target_arch = "x86_64")]
 mod bytes {
     use super::super::super::epilogue::Epilogue;
-    use super::super::{Pending, SIDE, TILE};
+    use super::super::{SIDE, TILE};
+    use super::Written;
     use crate::Act;
     use std::arch::x86_64::*;
 
@@ -224,9 +264,9 @@ mod bytes {
     /// # Safety
     /// Elements are bytes and [`fits`]; the machine has such vectors; outputs, bias and scale have as many columns.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn rows<E>(pending: &Pending<E>) {
+    pub(super) unsafe fn rows<E>(product: &Written<'_, E>) {
         assert!(size_of::<E>() == 1);
-        let Pending { end, rows, sums, at } = pending;
+        let Written { end, rows, sums, at } = product;
         // Packing takes four columns of the first tile and four of the second in turns.
         let apart = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         let together = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
