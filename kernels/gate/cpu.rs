@@ -34,31 +34,43 @@ pub fn patch<E: Element>(
     let width = gate.grid.w;
     let lines = batch * gate.grid.h;
     let line_of = |line: usize| cell(line % gate.grid.h, gate.grid.h, map.h);
+    let shared = Disjoint::new(margins);
+    let finish = |line: usize, margins: &mut [f32]| {
+        for (gx, margin) in margins.iter_mut().enumerate() {
+            let pixels = line_of(line).len() * cell(gx, width, map.w).len();
+            *margin = *margin / pixels as f32 + gate.bias;
+        }
+    };
+    let sample = |line: usize| &input[line / gate.grid.h * map.pixels() * c..][..map.pixels() * c];
+    if pieces == 1 {
+        team.for_each(lines, |line, _| {
+            // SAFETY: each line is one chunk's.
+            let margins = unsafe { shared.slice(line * width..(line + 1) * width) };
+            cells_of_line(isa, gate, sample(line), map, line_of(line), margins);
+            finish(line, margins);
+        });
+        return Ok(());
+    }
     let sums = parts.reserve(lines * pieces * width)?;
-    let shared = Disjoint::new(sums);
+    let of_pieces = Disjoint::new(sums);
     team.for_each(lines * pieces, |chunk, _| {
         let (line, piece) = (chunk / pieces, chunk % pieces);
-        let sample = &input[line / gate.grid.h * map.pixels() * c..][..map.pixels() * c];
         let ys = line_of(line);
         let ys = ys.start + ys.len() * piece / pieces..ys.start + ys.len() * (piece + 1) / pieces;
         // SAFETY: each piece of a line is one chunk's.
-        let sums = unsafe { shared.slice(chunk * width..(chunk + 1) * width) };
-        cells_of_line(isa, gate, sample, map, ys, sums);
+        let sums = unsafe { of_pieces.slice(chunk * width..(chunk + 1) * width) };
+        cells_of_line(isa, gate, sample(line), map, ys, sums);
     });
-    let margins = Disjoint::new(margins);
-    team.for_each(lines, |line, _| {
-        // SAFETY: each line is one chunk's.
-        let margins = unsafe { margins.slice(line * width..(line + 1) * width) };
+    for line in 0..lines {
+        // SAFETY: nobody else has any.
+        let margins = unsafe { shared.slice(line * width..(line + 1) * width) };
         let sums = &sums[line * pieces * width..(line + 1) * pieces * width];
         margins.copy_from_slice(&sums[..width]);
         for piece in sums[width..].chunks_exact(width) {
             margins.iter_mut().zip(piece).for_each(|(margin, sum)| *margin += sum);
         }
-        for (gx, margin) in margins.iter_mut().enumerate() {
-            let pixels = line_of(line).len() * cell(gx, width, map.w).len();
-            *margin = *margin / pixels as f32 + gate.bias;
-        }
-    });
+        finish(line, margins);
+    }
     Ok(())
 }
 
