@@ -110,7 +110,7 @@ impl Rows {
 
     /// Whether every pixel is active and row `i` is pixel `i`.
     pub fn is_all(&self) -> bool {
-        self.all.is_some()
+        self.len() == self.batch() * self.pixels
     }
 
     /// Samples.

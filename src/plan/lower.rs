@@ -311,6 +311,8 @@ impl Context {
             let all = !partly || (i < last && (!gathered || everywhere));
             let count = |mean: f64, most: usize| ((mean * scale).round() as usize).clamp(1, most) as u32;
             let rows = if all { pixels as u32 } else { count(activity.rows[i], pixels) };
+            // A list of every pixel is none.
+            let all = all || rows == pixels as u32;
             Extent {
                 rows,
                 runs: match all {
