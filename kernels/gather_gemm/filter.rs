@@ -131,11 +131,11 @@ pub(super) fn place_in_blocks<E>(tap: usize, input: usize, taps: usize, inputs: 
     first * taps + tap * len.min(inputs - first) + input - first
 }
 
-/// Stored row of an input channel of a panel in turns; with `lines` every kernel row begins a step.
-fn row_in_turns<E>(g: &ConvGeometry, lines: bool, panel: &Panel, tap: usize, input: usize) -> usize {
+/// Stored row of an input channel, of a panel's `inputs`, in turns; with `lines` every kernel row begins a step.
+fn row_in_turns<E>(g: &ConvGeometry, lines: bool, inputs: usize, tap: usize, input: usize) -> usize {
     match lines {
-        true => tap / g.kernel * line_depth::<E>(g, panel.inputs) + tap % g.kernel * panel.inputs + input,
-        false => place_in_blocks::<E>(tap, input, g.kernel * g.kernel, panel.inputs),
+        true => tap / g.kernel * line_depth::<E>(g, inputs) + tap % g.kernel * inputs + input,
+        false => place_in_blocks::<E>(tap, input, g.kernel * g.kernel, inputs),
     }
 }
 
@@ -225,7 +225,7 @@ impl<E: Element> Filter<E> {
                         let at = match layout {
                             Layout::Units => unit_place(row, column),
                             Layout::Turns => {
-                                let row = row_in_turns::<E>(&g, lines, panel, tap, first + c);
+                                let row = row_in_turns::<E>(&g, lines, panel.inputs, tap, first + c);
                                 turn_place::<E>(row, column, panel.stored)
                             }
                             Layout::Panels => panel.row(row) + column,
@@ -271,9 +271,9 @@ impl<E: Element> Filter<E> {
         depth_in_turns::<E>(&self.geometry, self.lines, inputs)
     }
 
-    /// Stored row of an input channel of a panel in turns.
-    pub(super) fn row_in_turns(&self, panel: &Panel, tap: usize, input: usize) -> usize {
-        row_in_turns::<E>(&self.geometry, self.lines, panel, tap, input)
+    /// Stored row of an input channel, of a panel's `inputs`, in turns.
+    pub(super) fn row_in_turns(&self, inputs: usize, tap: usize, input: usize) -> usize {
+        row_in_turns::<E>(&self.geometry, self.lines, inputs, tap, input)
     }
 
     /// Bytes held.

@@ -1,10 +1,9 @@
 //! Packs the active columns of a filter next to each other, so that the register tile meets dense panels.
 
 use super::Filter;
-use super::filter::{Panel, place_in_blocks, turn_place, unit_place};
+use super::filter::{Panel, unit_place};
 use super::micro::{Segment, UNIT};
 use crate::Element;
-use crate::simd::tiles::{SIDE, in_turn, step_len};
 use crate::simd::{Simd, dispatch};
 use std::ops::Range;
 
@@ -198,99 +197,6 @@ pub(super) fn copy_split_units<E: Element>(
             let row = tap * g.c_in + inputs.map_or(i, |list| list[i] as usize);
             *packed = panel[unit_place(row, channel % UNIT)];
         }
-    }
-}
-
-dispatch! {
-    /// As [`copy`] from a filter whose rows lie in turns, into tiles of columns one after another, where both lists name whole
-    /// units. `units` are those that fill the tiles.
-    pub(super) fn copy_turn_units<E>(
-        filter: &Filter<E>,
-        units: &[usize],
-        inputs: Option<&[u32]>,
-        packed: &mut [E],
-    ) = copy_turn_units_set
-}
-
-#[inline(always)]
-fn copy_turn_units_set<S: Simd, E: Element>(
-    filter: &Filter<E>,
-    units: &[usize],
-    inputs: Option<&[u32]>,
-    packed: &mut [E],
-) {
-    let (turn, step_len) = (in_turn::<E>(), step_len::<E>());
-    let half = turn * UNIT;
-    let g = filter.geometry();
-    let (taps, rows) = (g.kernel * g.kernel, inputs.map_or(g.c_in, <[u32]>::len));
-    let depth = (taps * rows).next_multiple_of(step_len);
-    if rows == 0 {
-        return;
-    }
-    assert!(rows.is_multiple_of(UNIT) && units.len().div_ceil(2) * depth * SIDE <= packed.len());
-    assert!(inputs.is_none_or(|list| list.iter().all(|&c| (c as usize) < g.c_in)));
-    for (pair, packed) in units.chunks(2).zip(packed.chunks_exact_mut(depth * SIDE)) {
-        // Where there is no second unit any will do: nobody writes its columns.
-        let [a, b] = [pair[0], pair[pair.len() - 1]].map(|unit| {
-            let panel = &filter.panels[unit * UNIT / SIDE];
-            let lane = turn * (unit * UNIT - panel.c_out);
-            filter.data.as_slice()[panel.offset + lane..][..taps * g.c_in * SIDE - lane].as_ptr()
-        });
-        let mut to = packed.as_mut_ptr();
-        for block in (0..rows).step_by(step_len) {
-            for tap in 0..taps {
-                for i in (block..rows.min(block + step_len)).step_by(UNIT) {
-                    let input = |i: usize| inputs.map_or(i, |list| list[i] as usize);
-                    let at = place_in_blocks::<E>(tap, input(i), taps, g.c_in) * SIDE;
-                    let ahead = input((i + step_len).min(rows - UNIT));
-                    let ahead = place_in_blocks::<E>(tap, ahead, taps, g.c_in) * SIDE;
-                    for row in 0..UNIT / turn {
-                        let step = row * turn * SIDE;
-                        // SAFETY: `at` is the first of a unit of rows of the panel, and `to` has room for as many.
-                        unsafe {
-                            S::prefetch(a.wrapping_add(ahead + step).cast());
-                            S::prefetch(b.wrapping_add(ahead + step).cast());
-                            std::ptr::copy_nonoverlapping(a.add(at + step), to, half);
-                            std::ptr::copy_nonoverlapping(b.add(at + step), to.add(half), half);
-                        }
-                        to = to.wrapping_add(turn * SIDE);
-                    }
-                }
-            }
-        }
-        packed[taps * rows * SIDE..].fill(E::from_f32(0.0));
-    }
-}
-
-/// As [`copy_turn_units`] where a list splits units. `channels` are all of one window of inputs.
-pub(super) fn copy_turns<E: Element>(
-    filter: &Filter<E>,
-    channels: impl Iterator<Item = usize>,
-    inputs: Option<&[u32]>,
-    window: &Range<usize>,
-    packed: &mut [E],
-) {
-    let kernel = filter.geometry().kernel;
-    let (taps, rows) = (kernel * kernel, inputs.map_or(window.len(), <[u32]>::len));
-    let depth = (taps * rows).next_multiple_of(step_len::<E>());
-    let source = filter.data.as_slice();
-    let row_of = |i: usize| inputs.map_or(i, |list| list[i] as usize - window.start);
-    let (mut columns, mut at) = (0, 0);
-    for channel in channels {
-        while filter.panels[at].c_out + filter.panels[at].columns <= channel {
-            at += 1;
-        }
-        let panel = &filter.panels[at];
-        let from = &source[panel.offset..];
-        let to = &mut packed[columns / SIDE * depth * SIDE..][..depth * SIDE];
-        let (column, target) = (channel - panel.c_out, columns % SIDE);
-        for (tap, i) in (0..taps).flat_map(|tap| (0..rows).map(move |i| (tap, i))) {
-            let row = place_in_blocks::<E>(tap, i, taps, rows);
-            let place = filter.row_in_turns(panel, tap, row_of(i));
-            to[turn_place::<E>(row, target, SIDE)] = from[turn_place::<E>(place, column, SIDE)];
-        }
-        (taps * rows..depth).for_each(|row| to[turn_place::<E>(row, target, SIDE)] = E::from_f32(0.0));
-        columns += 1;
     }
 }
 

@@ -7,9 +7,9 @@ use super::filter::{Layout, Panel, SLACK};
 use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
 use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
-use crate::simd::tiles::{SIDE, step_len};
+use super::tiles;
+use crate::simd::tiles::SIDE;
 use crate::{Element, Isa};
-use smallvec::SmallVec;
 use std::ops::Range;
 
 /// A panel ready to be multiplied with.
@@ -96,6 +96,10 @@ fn reduce_window<E: Element>(
     scratch.inputs = positions.clone();
     scratch.listed.clear();
     let step = match scratch.meets {
+        Meets::Packed if filter.layout == Layout::Turns => {
+            let inputs = job.c_in.map(|list| &list[positions]);
+            return scratch.turns.list(filter, inputs, window);
+        }
         Meets::Stream | Meets::Packed => return,
         Meets::Runs => RUN,
         Meets::Units => UNIT,
@@ -208,7 +212,9 @@ fn packed<E: Element>(
     let g = filter.geometry();
     let inputs = job.c_in.map(|list| &list[scratch.inputs.clone()]);
     let taps = g.kernel * g.kernel;
-    let slot = column % ((scratch.packed.len() - SLACK) / scratch.packed_len);
+    // What only one block of rows meets need not be kept, and is nearer where the one before was.
+    let slots = if job.blocks == 1 { 1 } else { (scratch.packed.len() - SLACK) / scratch.packed_len };
+    let slot = column % slots;
     if scratch.packed_of.len() <= slot {
         scratch.packed_of.resize(slot + 1, (usize::MAX, 0));
     }
@@ -219,17 +225,8 @@ fn packed<E: Element>(
         let packed = &mut scratch.packed.as_mut_slice()[start..];
         let channel = |position| job.c_out.map_or(position, |list| list[position] as usize);
         let whole = in_runs(job.c_in, UNIT) && in_runs(job.c_out, UNIT);
-        if filter.layout == Layout::Turns
-            && g.groups == 1
-            && whole
-            && g.c_in.is_multiple_of(UNIT)
-            && !filter.lines
-        {
-            let unit = |i: usize| channel(span.start + i * UNIT) / UNIT;
-            let units: SmallVec<[usize; PACKED_UNITS]> = (0..span.len().div_ceil(UNIT)).map(unit).collect();
-            pack::copy_turn_units(isa, filter, &units, inputs, packed);
-        } else if filter.layout == Layout::Turns {
-            pack::copy_turns(filter, span.clone().map(channel), inputs, window, packed);
+        if filter.layout == Layout::Turns {
+            tiles::pack::columns(isa, filter, span.clone().map(channel), &scratch.turns, packed);
         } else if filter.layout == Layout::Panels {
             let panel = Columns::new(filter, span.clone().map(channel));
             pack::copy(isa, &panel, filter.data.as_slice(), taps, inputs, window, packed, stored);
@@ -245,8 +242,7 @@ fn packed<E: Element>(
     let packed = scratch.packed.as_slice()[start..].as_ptr();
     let mut units = [packed; MAX_UNITS];
     if filter.layout == Layout::Turns {
-        let depth = (taps * inputs.map_or(window.len(), <[u32]>::len)).next_multiple_of(step_len::<E>());
-        units[1] = packed.wrapping_add(depth * SIDE);
+        units[1] = packed.wrapping_add(scratch.turns.depth * SIDE);
     }
     PanelRows { units, listed: std::ptr::null(), apart: false }
 }

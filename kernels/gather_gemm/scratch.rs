@@ -25,6 +25,8 @@ pub struct Scratch<E> {
     pub(super) meets: Meets,
     /// Which run or unit of a panel's rows each run or unit of the reduction meets; empty unless they are met so.
     pub(super) listed: Vec<u32>,
+    /// Which rows in turns panels are packed from.
+    pub(super) turns: tiles::pack::Listed,
     pub(super) zeros: Buffer<E>,
     pub(super) sums: Buffer<f32>,
     /// What tiles read of a block of rows, copies of it, and which sample's block it is.
@@ -59,6 +61,7 @@ impl<E: Element> Scratch<E> {
             inputs: 0..0,
             meets: Meets::Stream,
             listed: vec![],
+            turns: tiles::pack::Listed::default(),
             zeros,
             sums: Buffer::zeroed(0, "scratch")?,
             gathered,
@@ -109,7 +112,8 @@ impl<E: Element> Scratch<E> {
         self.segments.reserve(g.kernel * g.kernel * (inputs / LONGEST + 1));
         if packs {
             self.listed.clear();
-            self.listed.reserve(g.kernel * g.kernel * inputs);
+            self.listed.reserve(depth);
+            self.turns.reserve(depth + step_len::<E>());
         }
         // What an earlier call packed is of other weights, and what it gathered of other rows.
         self.packed_of.clear();

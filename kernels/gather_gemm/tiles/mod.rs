@@ -2,6 +2,7 @@
 //! block do not, they are copied first, and then every panel meets them.
 
 mod operand;
+pub(super) mod pack;
 mod write;
 
 use super::cpu::{Job, epilogue, evenly, piece};
@@ -71,7 +72,7 @@ pub(super) fn cut<'a, E: Element>(
     let least = rows.div_ceil(block_rows::<E>(depth));
     // Where threads share the columns each reads all rows, where they share the rows all weights, or packs them.
     let row = (WEIGHTS_PER_INPUT * depth + job.columns * TILE.columns) * size_of::<E>();
-    let by_rows = bytes <= rows * row && job.c_in.is_none() && job.c_out.is_none();
+    let by_rows = bytes <= rows * row;
     let shares = (0..).map(|halves| threads >> halves).find(|shares| 2 * shares <= tiles).unwrap_or(1).max(1);
     let near = NEAR_ROWS / (depth * size_of::<E>()).max(1) / SIDE * SIDE;
     let listed = g.is_pointwise() && call.input_rows == Placement::Natural && !call.active.rows.is_all();

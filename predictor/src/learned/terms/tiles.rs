@@ -1,6 +1,6 @@
 //! The CPU's gather_gemm where it multiplies tiles of bfloat16 or of bytes; see `kernels/gather_gemm/tiles`.
 
-use super::gather_gemm::{CHUNKS_PER_THREAD, SHARED_NS_PER_BYTE, UNIT, packings, parts};
+use super::gather_gemm::{CHUNKS_PER_THREAD, SHARED_NS_PER_BYTE, packings, parts};
 use super::{Kind, Sizes, Work, flag};
 use crate::DeviceFacts;
 use crate::workload::Workload;
@@ -82,7 +82,6 @@ fn blocks(
     w: &Workload,
     (rows, jobs, wanted): (f64, f64, f64),
     (steps, panels, weights): (f64, f64, f64),
-    some_channels: bool,
 ) -> f64 {
     let (element, length) = (f64::from(w.dtype.bytes()), 64.0 * steps);
     let pitch = 64.0 * (steps + flag(steps % 2.0 == 0.0));
@@ -94,7 +93,7 @@ fn blocks(
     while shares > 1.0 && 2.0 * shares > tiles {
         shares = (shares / 2.0).floor();
     }
-    let by_rows = weights <= rows * row && !some_channels;
+    let by_rows = weights <= rows * row;
     let near = (NEAR_ROWS / length.max(1.0) / SIDE).floor() * SIDE;
     let all = f64::from(w.out_h) * f64::from(w.out_w) * f64::from(w.batch) / jobs;
     let listed = w.kernel == 1 && w.stride == 1 && !w.input_compact && rows < all;
@@ -138,7 +137,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
 
     let threads = f64::from(w.threads);
     let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
-    let blocks = blocks(w, (rows, jobs, wanted), (steps, panels, s.weights), li || lo);
+    let blocks = blocks(w, (rows, jobs, wanted), (steps, panels, s.weights));
     let parts = parts(panels, wanted / blocks);
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
@@ -189,10 +188,14 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
             output * flag(w.residual) * s.outside,
         ],
     );
-    let units = w.groups == 1 && w.group_size.is_multiple_of(UNIT) && w.c_in.is_multiple_of(UNIT);
+    // Rows lie in turns of four bytes of each column; where some of a turn are inactive, others are put together.
+    let turns = !li || (w.group_size * w.dtype.bytes()).is_multiple_of(4);
     let bytes = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes());
     let packings = flag(li || lo) * packings((jobs, threads), (blocks, share), bytes);
     let packed = packings * depth * w.c_out_active;
+    // Panels that the columns of a packed tile come from.
+    let density = w.c_out_active.max(1.0) / f64::from(w.c_out);
+    let pieces = if lo { (1.0 / density).min(SIDE / f64::from(w.group_size)).max(1.0) } else { 1.0 };
     let all_pixels = pixels * jobs * copies * sets;
     work.add(
         Kind::Gather,
@@ -205,11 +208,12 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
             all_pixels * map,
             all_pixels * inputs * map,
             f64::from(w.runs) * copies,
-            packed * flag(units),
-            packed * flag(units) * s.cold,
-            packed * flag(!units),
-            packed * flag(!units) * s.cold,
+            packed * pieces,
+            packed * pieces * s.cold,
+            packed * pieces * flag(!turns),
+            packed,
             packings * panels,
+            blocks * jobs * depth * share * flag(li || lo),
         ],
     );
     work.add(Kind::Launch, &[1.0, s.cold, threads - 1.0, flag(w.threads > 1), chunks * share]);
@@ -233,7 +237,7 @@ mod tests {
             let wanted = if w.threads == 1 { 1.0 } else { f64::from(w.threads) * CHUNKS_PER_THREAD };
             let sizes =
                 ((taps * c_in / step_len(&w)).ceil(), (c_out / PRODUCT).ceil(), taps * c_in * c_out * 2.0);
-            blocks(&w, (f64::from(w.rows), 1.0, wanted), sizes, false)
+            blocks(&w, (f64::from(w.rows), 1.0, wanted), sizes)
         };
         let rows = pointwise(15, 256, 256);
         assert_eq!(cut(rows), 2.0);
