@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::learned::scales::{Priors, Scales};
-use crate::workload::Op;
+use crate::workload::{Op, Route, Workload};
 use crate::{Error, Result};
 
 /// Factors on the time of a call on its own, by kernel, and what passes between two calls.
@@ -17,6 +17,9 @@ pub struct Correction {
     pub gather_gemm: f64,
     /// The same up to 10 µs; in between it passes over.
     pub short_gather_gemm: f64,
+    /// The same of rows that are listed, where networks have shown it. `None`: as long as others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_listed_gemm: Option<f64>,
     /// [`Op::Depthwise`].
     pub depthwise: f64,
     /// [`Op::SqueezeExcite`].
@@ -40,10 +43,10 @@ pub struct Correction {
 }
 
 /// Factors, and the time between calls.
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 /// How far kernels are expected to be from what they are on their own: a tenth.
 const PRIORS: Priors<KINDS> =
-    Priors { common: 0.05, each: [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], noise: 0.05 };
+    Priors { common: 0.05, each: [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0], noise: 0.05 };
 /// What is expected to pass between two calls, nanoseconds.
 const BETWEEN_NS: f64 = 100.0;
 /// Calls of `gather_gemm` are short up to the one and long from the other, nanoseconds.
@@ -64,8 +67,8 @@ impl Timed {
     }
 
     /// Adds calls that are expected to take `ns` each on their own.
-    pub fn add(&mut self, op: Op, ns: f64, times: f64) {
-        for (i, share) in kinds(op, ns) {
+    pub fn add(&mut self, call: &Workload, ns: f64, times: f64) {
+        for (i, share) in kinds(call, ns) {
             self.kinds[i] += times * share * ns;
         }
         self.kinds[KINDS - 1] += times * BETWEEN_NS;
@@ -73,19 +76,20 @@ impl Timed {
 }
 
 /// Which factors a call is multiplied with, in which shares.
-fn kinds(op: Op, ns: f64) -> [(usize, f64); 2] {
-    let kind = match op {
+fn kinds(call: &Workload, ns: f64) -> [(usize, f64); 2] {
+    let kind = match call.op {
         Op::GatherGemm => {
             let long = ((ns / SHORT_NS).ln() / (LONG_NS / SHORT_NS).ln()).clamp(0.0, 1.0);
-            return [(0, long), (1, 1.0 - long)];
+            let short = if call.route == Route::Dense { 1 } else { 2 };
+            return [(0, long), (short, 1.0 - long)];
         }
-        Op::Depthwise => 2,
-        Op::SqueezeExcite => 3,
-        Op::Linear => 4,
-        Op::MaxPool | Op::MeanPool => 5,
-        Op::PatchGate => 6,
-        Op::FromNchw => 7,
-        Op::PadChannels | Op::ToNchw | Op::Compact | Op::Overhead => 8,
+        Op::Depthwise => 3,
+        Op::SqueezeExcite => 4,
+        Op::Linear => 5,
+        Op::MaxPool | Op::MeanPool => 6,
+        Op::PatchGate => 7,
+        Op::FromNchw => 8,
+        Op::PadChannels | Op::ToNchw | Op::Compact | Op::Overhead => 9,
     };
     [(kind, 1.0), (kind, 0.0)]
 }
@@ -114,13 +118,14 @@ impl Correction {
         Self {
             gather_gemm: factors[0],
             short_gather_gemm: factors[1],
-            depthwise: factors[2],
-            squeeze_excite: factors[3],
-            linear: factors[4],
-            pooling: factors[5],
-            patch_gate: factors[6],
-            from_nchw: factors[7],
-            other: factors[8],
+            short_listed_gemm: Some(factors[2]),
+            depthwise: factors[3],
+            squeeze_excite: factors[4],
+            linear: factors[5],
+            pooling: factors[6],
+            patch_gate: factors[7],
+            from_nchw: factors[8],
+            other: factors[9],
             per_call_ns,
             kept_bytes: None,
         }
@@ -145,6 +150,7 @@ impl Correction {
         [
             self.gather_gemm,
             self.short_gather_gemm,
+            self.short_listed_gemm.unwrap_or(self.short_gather_gemm),
             self.depthwise,
             self.squeeze_excite,
             self.linear,
@@ -156,9 +162,9 @@ impl Correction {
     }
 
     /// Factor on a call that takes `ns` on its own.
-    pub fn factor(&self, op: Op, ns: f64) -> f64 {
+    pub fn factor(&self, call: &Workload, ns: f64) -> f64 {
         let factors = self.factors();
-        kinds(op, ns).iter().map(|(i, share)| share * factors[*i]).sum()
+        kinds(call, ns).iter().map(|(i, share)| share * factors[*i]).sum()
     }
 
     /// # Errors
@@ -182,20 +188,24 @@ mod tests {
             depthwise: 1.2,
             gather_gemm: 0.95,
             short_gather_gemm: 1.1,
+            short_listed_gemm: Some(0.95),
             per_call_ns: 300.0,
             ..Correction::default()
         };
+        let dense = |op| Workload::new(op, 8, 8, 16, 16);
+        let listed = Workload { route: Route::Implicit, ..dense(Op::GatherGemm) };
         let parts: Vec<Timed> = (0..200)
             .map(|i| {
                 let calls = [
-                    (Op::GatherGemm, 3e3 * f64::from(1 + i % 7)),
-                    (Op::GatherGemm, 2e5 * f64::from(i % 3)),
-                    (Op::Depthwise, 1e4 * f64::from(i % 11)),
+                    (dense(Op::GatherGemm), 3e3 * f64::from(1 + i % 7)),
+                    (listed, 4e3 * f64::from(i % 5)),
+                    (dense(Op::GatherGemm), 2e5 * f64::from(i % 3)),
+                    (dense(Op::Depthwise), 1e4 * f64::from(i % 11)),
                 ];
                 let times = f64::from(1 + i % 4);
-                let inside = |&(op, ns): &(Op, f64)| truth.factor(op, ns) * ns + truth.per_call_ns;
+                let inside = |(call, ns): &(Workload, f64)| truth.factor(call, *ns) * ns + truth.per_call_ns;
                 let mut part = Timed::new(times * calls.iter().map(inside).sum::<f64>());
-                calls.iter().for_each(|&(op, ns)| part.add(op, ns, times));
+                calls.iter().for_each(|(call, ns)| part.add(call, *ns, times));
                 part
             })
             .collect();
@@ -214,10 +224,11 @@ mod tests {
     #[test]
     fn few_parts_change_little() {
         let mut part = Timed::new(2e6);
-        part.add(Op::GatherGemm, 1e6, 1.0);
+        let call = Workload::new(Op::GatherGemm, 56, 56, 64, 64);
+        part.add(&call, 1e6, 1.0);
         let found = Correction::fit(&[part]);
         assert!((1.0..1.3).contains(&found.gather_gemm) && (0.9..1.2).contains(&found.linear), "{found:?}");
-        let factors = [1e4, 2e4, 5e4, 1e5].map(|ns| found.factor(Op::GatherGemm, ns));
+        let factors = [1e4, 2e4, 5e4, 1e5].map(|ns| found.factor(&call, ns));
         assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]), "{factors:?}");
     }
 }

@@ -93,7 +93,7 @@ impl Profile {
         for (call, times) in calls {
             let one = self.model.predict(call);
             let (scaled, between) =
-                (times * self.correction.factor(call.op, one.ns), times * self.correction.per_call_ns);
+                (times * self.correction.factor(call, one.ns), times * self.correction.per_call_ns);
             whole.ns += scaled * one.ns + between;
             whole.parts += one.parts.scaled(scaled);
             whole.parts.launch_ns += between;
@@ -111,7 +111,7 @@ impl Profile {
     /// Time of each call inside a network, nanoseconds.
     pub fn calls_ns(&self, calls: &[&Workload]) -> impl Iterator<Item = f64> {
         let inside = |(call, ns): (&&Workload, f64)| {
-            self.correction.factor(call.op, ns) * ns + self.correction.per_call_ns
+            self.correction.factor(call, ns) * ns + self.correction.per_call_ns
         };
         calls.iter().zip(self.model.predict_ns(calls)).map(inside)
     }

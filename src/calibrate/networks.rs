@@ -200,7 +200,7 @@ impl Part {
     fn timed(&self, model: &Model) -> Timed {
         let mut timed = Timed::new(self.ns);
         self.calls.iter().for_each(|Call { workload, times }| {
-            timed.add(workload.op, model.predict(workload).ns, *times);
+            timed.add(workload, model.predict(workload).ns, *times);
         });
         timed
     }
