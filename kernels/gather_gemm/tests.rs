@@ -4,6 +4,8 @@ use crate::testing::{Density, Random, worst};
 use crate::{Channels, ConvGeometry, Crew, DType, Extent, Isa, Team};
 use proptest::prelude::*;
 
+mod packing;
+
 /// One case, by everything that distinguishes it.
 #[derive(Clone, Debug)]
 struct Case {
