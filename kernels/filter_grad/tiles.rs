@@ -140,11 +140,10 @@ impl Summing {
         let sums = room(&mut self.sums, 4 * SIDE * SIDE, "sums of tiles")?;
         let g = shape.geometry;
         let tiles = Tiles::new(isa);
-        let panel = |j: usize| grads.as_slice()[j * shape.panel()..].as_ptr();
+        let panel = |j: usize| grads.as_slice()[j.min(shape.panels() - 1) * shape.panel()..].as_ptr();
         for (j, column) in (0..g.c_out).step_by(2 * SIDE).enumerate() {
             let columns = (g.c_out - column).min(2 * SIDE);
-            let two_columns = columns > SIDE;
-            let b = [panel(2 * j), if two_columns { panel(2 * j + 1) } else { panel(2 * j) }];
+            let b = std::array::from_fn(|i| panel(2 * j + i));
             for (r, s) in (0..g.kernel * g.kernel).map(|tap| (tap / g.kernel, tap % g.kernel)) {
                 let phase = r % g.stride * shape.phases + s % g.stride;
                 let shift = r / g.stride * shape.line + s / g.stride;
@@ -162,11 +161,14 @@ impl Summing {
                         offsets: self.offsets.as_ptr(),
                         pitch: 2 * shape.pitch,
                         two_rows,
+                        asked: [(0, SIDE); 2],
                         b,
-                        two_columns,
+                        columns: columns.div_ceil(SIDE),
                         steps: self.offsets.len(),
                         sums: sums.as_mut_ptr(),
                         adds: false,
+                        turns: std::ptr::null(),
+                        begin: [std::ptr::null(); 2],
                         ahead: std::ptr::null(),
                         lines: 0,
                     };
@@ -175,7 +177,7 @@ impl Summing {
                     unsafe { tiles.multiply(&product) };
                     let start = ((r * g.kernel + s) * g.c_in + row) * g.c_out + column;
                     let rows = (g.c_in - row).min(2 * SIDE);
-                    let width = if two_columns { 2 * SIDE } else { SIDE };
+                    let width = columns.next_multiple_of(SIDE);
                     add::<f32>(isa, sums, (width, columns), &mut sum[start..], (g.c_out, rows));
                 }
             }

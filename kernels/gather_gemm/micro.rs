@@ -14,6 +14,7 @@ pub(super) struct Segment {
 }
 
 use super::epilogue::{Epilogue, Sums, before_residual, finish};
+use crate::simd::tiles::MOST_COLUMNS;
 use crate::simd::{Outlined, Simd, dispatch};
 use crate::{DType, Element};
 use std::ops::Range;
@@ -43,7 +44,7 @@ pub(super) struct Strip<'a, E> {
 pub(super) struct PanelRows<E> {
     /// With `apart`, where every [`UNIT`] columns start; otherwise all are where row 0 starts, and rows are `stored`
     /// long.
-    pub(super) units: [*const E; MAX_UNITS],
+    pub(super) units: [*const E; MOST_COLUMNS],
     /// Which [`RUN`] rows every [`RUN`] steps of the reduction meet, with `apart` which [`UNIT`]. Null: all rows follow each
     /// other.
     pub(super) listed: *const u32,
@@ -183,7 +184,7 @@ const fn lines<E>(rows: usize, columns: usize) -> usize {
 impl<E> Ahead<E> {
     fn new(coming: Option<(PanelRows<E>, Range<usize>)>, stored: usize, turns: usize) -> Self {
         let nothing =
-            PanelRows { units: [std::ptr::null(); MAX_UNITS], listed: std::ptr::null(), apart: false };
+            PanelRows { units: [std::ptr::null(); MOST_COLUMNS], listed: std::ptr::null(), apart: false };
         let (panel, steps) = coming.unwrap_or((nothing, 0..0));
         let line = |step: usize| match (panel.apart, panel.listed.is_null()) {
             (true, _) => step / UNIT * lines::<E>(UNIT, UNIT),

@@ -4,11 +4,11 @@
 use super::Filter;
 use super::cpu::Job;
 use super::filter::{Layout, Panel, SLACK};
-use super::micro::{MAX_UNITS, PanelRows, RUN, UNIT};
+use super::micro::{PanelRows, RUN, UNIT};
 use super::pack::{self, Columns, PACKED_UNITS};
 use super::scratch::Scratch;
 use super::tiles;
-use crate::simd::tiles::SIDE;
+use crate::simd::tiles::{MOST_COLUMNS, SIDE};
 use crate::{Element, Isa};
 use std::ops::Range;
 
@@ -140,7 +140,7 @@ pub(super) fn place<E: Element>(
             Some(PanelRows { units, listed, apart: false })
         }
         Meets::Stream | Meets::Runs => {
-            Some(PanelRows { units: [start(column); MAX_UNITS], listed, apart: false })
+            Some(PanelRows { units: [start(column); MOST_COLUMNS], listed, apart: false })
         }
         Meets::Packed => None,
     }
@@ -240,9 +240,7 @@ fn packed<E: Element>(
         }
     }
     let packed = scratch.packed.as_slice()[start..].as_ptr();
-    let mut units = [packed; MAX_UNITS];
-    if filter.layout == Layout::Turns {
-        units[1] = packed.wrapping_add(scratch.turns.depth * SIDE);
-    }
+    let apart = if filter.layout == Layout::Turns { scratch.turns.depth * SIDE } else { 0 };
+    let units = std::array::from_fn(|i| packed.wrapping_add(i * apart));
     PanelRows { units, listed: std::ptr::null(), apart: false }
 }

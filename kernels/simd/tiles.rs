@@ -9,6 +9,9 @@ use crate::{DType, Element};
 
 /// Rows and columns of a tile of sums.
 pub(crate) const SIDE: usize = 16;
+/// The most tiles of columns that a product has, and what tiles have registers for; vectors have some for all.
+pub(crate) const MOST_COLUMNS: usize = 4;
+pub(crate) const COLUMNS_OF_TILES: usize = 2;
 /// Elements of each row that are met at a time, in a step of a reduction: 64 bytes.
 pub(crate) const fn step_len<E>() -> usize {
     64 / size_of::<E>()
@@ -19,13 +22,13 @@ pub(crate) const fn in_turn<E>() -> usize {
     4 / size_of::<E>()
 }
 
-/// A product of up to two tiles of rows and two of columns.
+/// A product of up to two tiles of rows and [`MOST_COLUMNS`] of columns.
 ///
 /// ```text
 /// sums[i][j] (+)= Σ_s Σ_k a[i / 16][i % 16][offsets[s] + k] · b[j / 16][step_len·s + k][j % 16]
 /// ```
 ///
-/// with `k` in `0..step_len`; [`in_turn`] rows of `b` lie in turns.
+/// with `k` in `0..step_len`; [`in_turn`] rows of `b` lie in turns. Zero is [`column_zero`] there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product<E> {
     /// First value of each tile's row 0.
@@ -36,19 +39,62 @@ pub(crate) struct Product<E> {
     pub(crate) pitch: usize,
     /// Rows are in two tiles; otherwise in one, and `a[1]` is not read.
     pub(crate) two_rows: bool,
+    /// Of each tile of rows, the first that somebody asks for and their number: vectors compute no others.
+    pub(crate) asked: [(usize, usize); 2],
     /// The columns' tiles.
-    pub(crate) b: [*const E; 2],
-    /// Columns are in two tiles; otherwise in one, and `b[1]` is not read.
-    pub(crate) two_columns: bool,
+    pub(crate) b: [*const E; MOST_COLUMNS],
+    /// Tiles that the columns are in, at least one; of `b` no more are read.
+    pub(crate) columns: usize,
     /// Steps of the reduction, at least one.
     pub(crate) steps: usize,
     /// `[rows][columns]`: what is written, whole tiles. Of bytes these are numbers of the type `i32`.
     pub(crate) sums: *mut f32,
     /// The product is added to the sums; otherwise they begin with it.
     pub(crate) adds: bool,
+    /// Of each step, how many turns there are: all behind them are zeros in the columns. Tiles read them all.
+    pub(crate) turns: *const u8,
+    /// What the sums of each tile's rows begin with where columns are [`without_sign`]; else not read.
+    pub(crate) begin: [*const i32; 2],
     /// What will be multiplied with soon, of which every step asks for that many cache lines.
     pub(crate) ahead: *const u8,
     pub(crate) lines: usize,
+}
+
+/// Whether numbers of columns have no sign and are 128 more than they stand for.
+pub(crate) fn without_sign<E: Element>(isa: Isa) -> bool {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Vnni => E::DTYPE == DType::Int8,
+        _ => false,
+    }
+}
+
+/// What stands for zero in columns.
+pub(crate) fn column_zero<E: Element>(isa: Isa) -> E {
+    // The byte of the least number is 128 without a sign.
+    E::from_f32(if without_sign::<E>(isa) { f32::from(i8::MIN) } else { 0.0 })
+}
+
+/// What the sums of a tile's sixteen rows begin with, where columns are [`without_sign`]; `offsets` and `turns` as in a
+/// [`Product`].
+///
+/// # Safety
+/// As many turns of each step of sixteen rows from `a` on can be read.
+pub(crate) unsafe fn begin<E: Element>(
+    isa: Isa,
+    (a, pitch): (*const E, usize),
+    offsets: &[usize],
+    turns: &[u8],
+) -> [i32; SIDE] {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Vnni => {
+            assert!(offsets.len() == turns.len());
+            // SAFETY: the caller's promise; the token says that the machine has such vectors.
+            unsafe { vnni::begin(a.cast(), pitch, offsets, turns) }
+        }
+        _ => [0; SIDE],
+    }
 }
 
 /// The right to multiply tiles on this thread, given back when dropped.
@@ -111,7 +157,7 @@ impl Drop for Tiles {
 /// As for [`Tiles::multiply`].
 unsafe fn in_software<E: Element>(p: &Product<E>) {
     let (depth, turn) = (step_len::<E>(), in_turn::<E>());
-    let (rows, columns) = (SIDE * (1 + usize::from(p.two_rows)), SIDE * (1 + usize::from(p.two_columns)));
+    let (rows, columns) = (SIDE * (1 + usize::from(p.two_rows)), SIDE * p.columns);
     for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -135,7 +181,7 @@ unsafe fn in_software<E: Element>(p: &Product<E>) {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) mod amx {
-    use super::{DType, Element, Product, SIDE};
+    use super::{COLUMNS_OF_TILES, DType, Element, Product, SIDE};
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
@@ -261,7 +307,7 @@ pub(super) mod amx {
 
     macro_rules! multiply_with {
         ($p:ident, $multiply:literal) => {
-            match ($p.two_rows, $p.two_columns) {
+            match ($p.two_rows, $p.columns == COLUMNS_OF_TILES) {
                 (true, true) => tiles!(
                     $p, 128,
                     [
@@ -317,6 +363,7 @@ pub(super) mod amx {
     /// As for [`Tiles::multiply`](super::Tiles::multiply), on a thread that is [configured](configure).
     #[inline(always)]
     pub(crate) unsafe fn multiply<E: Element>(p: &Product<E>) {
+        assert!(p.columns <= COLUMNS_OF_TILES);
         // SAFETY: the caller's promise.
         unsafe {
             match E::DTYPE {
@@ -343,41 +390,74 @@ mod tests {
         let mut whole = |len: usize| -> Vec<E> {
             (0..len).map(|_| E::from_f32(random.below(most) as f32 - (most / 2) as f32)).collect()
         };
-        for (two_rows, two_columns, adds, steps, lines) in [
-            (true, true, false, 5, 3),
-            (true, true, true, 2, 0),
-            (true, false, false, 1, 0),
-            (true, false, true, 1, 0),
-            (false, true, false, 2, 1),
-            (false, true, true, 3, 0),
-            (false, false, false, 3, 0),
-            (false, false, true, 1, 2),
-        ] {
+        let tiles = super::super::super::gather_gemm::tile(isa, E::DTYPE).columns / SIDE;
+        let shapes = (1..=tiles).flat_map(|columns| [true, false].map(|two_rows| (two_rows, columns)));
+        let calls = [(false, 5, 3), (true, 2, 0), (false, 1, 0), (true, 3, 2)];
+        let asked = [[(0, SIDE); 2], [(3, 7), (0, 12)], [(15, 1), (4, 3)]];
+        let shapes = shapes.flat_map(|shape| asked.map(|asked| (shape, asked)));
+        for (((two_rows, columns), asked), (adds, steps, lines)) in
+            shapes.flat_map(|shape| calls.map(|call| (shape, call)))
+        {
             let width = (steps + 1) * depth;
-            let (a, b) = (whole(2 * SIDE * width), [whole(width * SIDE), whole(width * SIDE)]);
+            let a = whole(2 * SIDE * width);
+            // Every other step has fewer turns.
+            let turns: Vec<u8> = (0..steps).map(|step| if step % 2 == 1 { 16 } else { 5 }).collect();
+            let b = [(); MOST_COLUMNS].map(|()| {
+                let mut columns = whole(width * SIDE);
+                for (step, &turns) in columns.chunks_exact_mut(depth * SIDE).zip(&turns) {
+                    step[usize::from(turns) * in_turn::<E>() * SIDE..].fill(E::from_f32(0.0));
+                }
+                columns
+            });
+            let stored = b.clone().map(|mut columns| {
+                if without_sign::<E>(isa) {
+                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut columns);
+                    bytes.iter_mut().for_each(|byte| *byte ^= 128);
+                }
+                columns
+            });
             // Backwards, with tiles that overlap.
             let offsets: Vec<usize> = (0..steps).rev().map(|step| 64 * step).collect();
-            let product = |sums: &mut [f32]| Product {
-                a: [a.as_ptr(), a[5 * width..].as_ptr()],
+            let (a, pitch) = ([a.as_ptr(), a[5 * width..].as_ptr()], width * size_of::<E>());
+            // SAFETY: see below.
+            let begin = a.map(|a| unsafe { begin(isa, (a, pitch), &offsets, &turns) });
+            let product = |sums: &mut [f32], b: &[Vec<E>; MOST_COLUMNS]| Product {
+                a,
                 offsets: offsets.as_ptr(),
-                pitch: width * size_of::<E>(),
+                pitch,
                 two_rows,
-                b: [b[0].as_ptr(), b[1].as_ptr()],
-                two_columns,
+                asked,
+                b: b.each_ref().map(|b| b.as_ptr()),
+                columns,
                 steps,
                 sums: sums.as_mut_ptr(),
                 adds,
-                ahead: b[0].as_ptr().cast(),
+                turns: turns.as_ptr(),
+                begin: begin.each_ref().map(|begin| begin.as_ptr()),
+                ahead: a[0].cast(),
                 lines,
             };
-            let (mut got, mut want) = ([3.0; 4 * SIDE * SIDE], [3.0; 4 * SIDE * SIDE]);
+            let (mut got, mut want) = ([3.0f32; 8 * SIDE * SIDE], [3.0; 8 * SIDE * SIDE]);
+            // What is added to begins with it.
+            let width = SIDE * columns;
+            for (row, sums) in got.chunks_exact_mut(width).enumerate().take(if adds { 2 * SIDE } else { 0 }) {
+                let begin = begin[row / SIDE][row % SIDE] as u32;
+                sums.iter_mut().for_each(|sum| *sum = f32::from_bits(sum.to_bits().wrapping_add(begin)));
+            }
             // SAFETY: the operands are as large as two tiles need.
             unsafe {
-                Tiles::new(isa).multiply(&product(&mut got));
-                in_software(&product(&mut want));
+                Tiles::new(isa).multiply(&product(&mut got, &stored));
+                in_software(&product(&mut want, &b));
             }
-            assert!(want.iter().any(|&sum| sum != 3.0));
-            assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{two_rows} {two_columns} {adds}");
+            let there = &asked[..1 + usize::from(two_rows)];
+            let rows =
+                (0..).step_by(SIDE).zip(there).flat_map(|(tile, &(first, n))| tile + first..tile + first + n);
+            for row in rows {
+                let [got, want] = [&got, &want].map(|sums| sums[row * width..][..width].iter());
+                assert!(want.clone().any(|&sum| sum != 3.0));
+                let same = got.map(|sum| sum.to_bits()).eq(want.map(|sum| sum.to_bits()));
+                assert!(same, "{}: row {row}, {columns} tiles, {adds} {steps}", isa.name());
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::super::tiles::pack::{Listed, columns};
 use super::*;
 use crate::Element;
-use crate::simd::tiles::SIDE;
+use crate::simd::tiles::{SIDE, column_zero};
 
 /// What instructions pack is what plain loops pack: every `out_step`th column, runs of `run` of every two runs of inputs.
 fn packs_as_defined<E: Element>(isa: &str) {
@@ -13,18 +13,17 @@ fn packs_as_defined<E: Element>(isa: &str) {
     {
         let weight = random.values(geometry.weights());
         let bias = vec![0.0; geometry.c_out];
-        let filter = Filter::<E>::pack(
-            isa,
-            &FilterSpec {
-                geometry,
-                weight: &weight,
-                bias: &bias,
-                input_constant: None,
-                output_constant: None,
-                output_group: None,
-            },
-        )
-        .unwrap();
+        let spec = FilterSpec {
+            geometry,
+            weight: &weight,
+            bias: &bias,
+            input_constant: None,
+            output_constant: None,
+            output_group: None,
+        };
+        let sets = [isa, Isa(Kind::SoftTiles)];
+        let filters = sets.map(|isa| Filter::<E>::pack(isa, &spec).unwrap());
+        let filter = &filters[0];
         // The second group's, where there are two.
         let panel = *filter.panels.last().unwrap();
         let window = panel.c_in..panel.c_in + panel.inputs;
@@ -38,18 +37,27 @@ fn packs_as_defined<E: Element>(isa: &str) {
                 window.clone().filter(|c| (c / run).is_multiple_of(2)).map(|c| c as u32).collect();
             for inputs in [None, Some(&inputs[..]), Some(&[])] {
                 let mut listed = Listed::default();
-                listed.list(&filter, inputs, &window);
-                let [got, want] = [isa, Isa(Kind::SoftTiles)].map(|isa| {
+                listed.list(filter, inputs, &window);
+                let [got, want] = [0, 1].map(|set| {
+                    let (isa, filter) = (sets[set], &filters[set]);
                     let mut packed =
                         vec![E::from_f32(1.0); chosen.len().div_ceil(SIDE) * SIDE * listed.depth];
-                    columns(isa, &filter, chosen.iter().copied(), &listed, &mut packed);
+                    columns(isa, filter, chosen.iter().copied(), &listed, &mut packed);
                     // Columns behind the last one are nobody's.
                     let tiles = packed.chunks(SIDE * listed.depth.max(1)).zip(chosen.chunks(SIDE));
                     let turn = 4 / size_of::<E>();
                     tiles
                         .flat_map(|(tile, chosen)| {
                             let used = move |&(at, _): &(usize, &E)| at / turn % SIDE < chosen.len();
-                            tile.iter().enumerate().filter(used).map(|(_, value)| value.to_f32())
+                            let stored = |value: &E| value.to_f32() - column_zero::<E>(isa).to_f32();
+                            // Without a sign they count on from there.
+                            let number = move |value| (stored(value) + 128.0).rem_euclid(256.0) - 128.0;
+                            let values = tile.iter().enumerate().filter(used);
+                            values.map(
+                                move |(_, value)| {
+                                    if size_of::<E>() == 1 { number(value) } else { stored(value) }
+                                },
+                            )
                         })
                         .collect::<Vec<f32>>()
                 });

@@ -11,16 +11,27 @@ use super::panel::{place, prepare, reduce};
 use super::rows::point_out;
 use super::scratch::Scratch;
 use super::{Filter, GatherGemm, Placement};
-use crate::simd::tiles::{Product, SIDE, Tiles, step_len};
+use crate::simd::Kind;
+use crate::simd::tiles::{COLUMNS_OF_TILES, MOST_COLUMNS, Product, SIDE, Tiles, step_len};
 use crate::{Element, Isa};
 pub(super) use operand::Operand;
 use operand::Window;
 use std::ops::Range;
 
-/// What is computed at once: two tiles of rows × two of columns.
-pub(super) const TILE: Tile = Tile { lanes: SIDE, columns: 2 * SIDE, rows: 2 * SIDE };
-/// Sums of that.
-const SUMS: usize = TILE.rows * TILE.columns;
+/// What is computed at once: two tiles of rows × as many of columns as there are registers for.
+pub(super) fn tile(isa: Isa) -> Tile {
+    let columns = match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Vnni => MOST_COLUMNS,
+        _ => COLUMNS_OF_TILES,
+    };
+    Tile { lanes: SIDE, columns: columns * SIDE, rows: ROWS }
+}
+
+/// Rows of a product.
+const ROWS: usize = 2 * SIDE;
+/// Sums of a product.
+const SUMS: usize = ROWS * MOST_COLUMNS * SIDE;
 
 /// Gathered rows stay in the second-level cache while panels pass by.
 const GATHERED_BYTES: usize = 1200 << 10;
@@ -29,13 +40,13 @@ pub(super) const MOST_ROWS: usize = 512;
 
 /// The most rows of a block.
 fn block_rows<E>(depth: usize) -> usize {
-    (GATHERED_BYTES / operand::pitch::<E>(depth) / SIDE * SIDE).clamp(TILE.rows, MOST_ROWS)
+    (GATHERED_BYTES / operand::pitch::<E>(depth) / SIDE * SIDE).clamp(ROWS, MOST_ROWS)
 }
 
 /// Bytes that the gathered rows of a block take, for any reduction over up to `depth`.
 pub(super) fn gathered_bytes<E>(depth: usize) -> usize {
     let pitch = operand::pitch::<E>(depth);
-    (MOST_ROWS * pitch).min(GATHERED_BYTES).max(TILE.rows * pitch)
+    (MOST_ROWS * pitch).min(GATHERED_BYTES).max(ROWS * pitch)
 }
 
 /// Products whose rows meet a part of a panel while it is in the first-level cache.
@@ -71,7 +82,7 @@ pub(super) fn cut<'a, E: Element>(
     let depth = filter.depth_in_turns(inputs);
     let least = rows.div_ceil(block_rows::<E>(depth));
     // Where threads share the columns each reads all rows, where they share the rows all weights, or packs them.
-    let row = (WEIGHTS_PER_INPUT * depth + job.columns * TILE.columns) * size_of::<E>();
+    let row = (WEIGHTS_PER_INPUT * depth + job.columns * job.width) * size_of::<E>();
     let by_rows = bytes <= rows * row;
     let shares = (0..).map(|halves| threads >> halves).find(|shares| 2 * shares <= tiles).unwrap_or(1).max(1);
     let near = NEAR_ROWS / (depth * size_of::<E>()).max(1) / SIDE * SIDE;
@@ -124,31 +135,38 @@ pub(super) fn run_chunk<E: Element>(
         let next = column + 1;
         let next = if g.groups == 1 && next < job.columns { place(filter, job, next, scratch) } else { None };
         let end = epilogue(filter, call, job, &panel, scratch);
-        let two_columns = panel.stored > SIDE;
-        let Operand { windows, at, offsets, pitch, .. } = &scratch.operand;
-        let lines = offsets.len() * SIDE * (1 + usize::from(two_columns));
+        let columns = panel.stored / SIDE;
+        let Operand { windows, at, offsets, turns, begin, pitch, .. } = &scratch.operand;
+        let lines = offsets.len() * SIDE * columns;
         let mut ahead =
             Ahead::new(next.map(|next| next.units[0]), lines, offsets.len() * windows.len().div_ceil(2));
-        for group in windows.chunks(2 * GROUP) {
+        for (first, group) in (0..).step_by(2 * GROUP).zip(windows.chunks(2 * GROUP)) {
             let parts = if group.len() > 2 { offsets.len().div_ceil(PART_STEPS) } else { 1 }.max(1);
             for part in 0..parts {
                 let steps = piece(offsets.len(), parts, part)..piece(offsets.len(), parts, part + 1);
-                for (windows, sums) in
-                    group.chunks(2).zip((0..).map(|product| kept.wrapping_add(product * SUMS)))
-                {
-                    let (asked, lines) = ahead.take(steps.len());
+                for (product, windows) in group.chunks(2).enumerate() {
+                    let (first, sums) = (first + 2 * product, kept.wrapping_add(product * SUMS));
+                    let (coming, lines) = ahead.take(steps.len());
                     let (one, two) = (&windows[0], windows.get(1));
+                    let asked_of = |window: &Window<E>| {
+                        let rows = rows_of_windows(std::slice::from_ref(window));
+                        let place = |row: usize| usize::from(at[row]) % SIDE;
+                        (place(rows.start), place(rows.end - 1) + 1 - place(rows.start))
+                    };
                     let product = Product {
                         a: [one.start, two.unwrap_or(one).start],
                         offsets: offsets[steps.clone()].as_ptr(),
                         pitch: *pitch,
                         two_rows: two.is_some(),
+                        asked: [asked_of(one), two.map_or((0, 0), asked_of)],
                         b: panel.rows.units.map(|b| b.wrapping_add(steps.start * step_len::<E>() * SIDE)),
-                        two_columns,
+                        columns,
                         steps: steps.len(),
                         sums,
                         adds: part > 0,
-                        ahead: asked,
+                        turns: turns[steps.clone()].as_ptr(),
+                        begin: [0, 1].map(|i| begin.get(first + i).map_or(std::ptr::null(), |b| b.as_ptr())),
+                        ahead: coming,
                         lines,
                     };
                     // SAFETY: windows are of sixteen rows that can be read; the panel has as many columns; the sums have room

@@ -6,7 +6,7 @@ use super::super::panel::Meets;
 use super::super::rows::{Cursor, point_in};
 use super::super::scratch::Scratch;
 use super::super::{Filter, GatherGemm, Placement};
-use crate::simd::tiles::{SIDE, step_len};
+use crate::simd::tiles::{SIDE, begin, in_turn, step_len, without_sign};
 use crate::simd::{Simd, dispatch};
 use crate::{ConvGeometry, Element, Isa};
 use std::ops::Range;
@@ -27,8 +27,11 @@ pub(in super::super) struct Operand<E> {
     pub(super) windows: Vec<Window<E>>,
     /// For each row of the block, which row of its product it is.
     pub(super) at: Vec<u8>,
-    /// Bytes from a window's start to what each step reads.
+    /// Bytes from a window's start to what each step reads, and turns that there are of it.
     pub(super) offsets: Vec<usize>,
+    pub(super) turns: Vec<u8>,
+    /// What the sums of each window's rows begin with, where it is not zero; else empty.
+    pub(super) begin: Vec<[i32; SIDE]>,
     /// Bytes from one row of a tile to the next.
     pub(super) pitch: usize,
     /// The input channels and steps it is of.
@@ -54,8 +57,18 @@ struct Lines {
 
 impl<E> Default for Operand<E> {
     fn default() -> Self {
-        let (windows, at, offsets, strips) = (vec![], vec![], vec![], vec![]);
-        Self { windows, at, offsets, pitch: 0, of: None, strips, pointed: false, mapped: None }
+        Self {
+            windows: vec![],
+            at: vec![],
+            offsets: vec![],
+            turns: vec![],
+            begin: vec![],
+            pitch: 0,
+            of: None,
+            strips: vec![],
+            pointed: false,
+            mapped: None,
+        }
     }
 }
 
@@ -69,6 +82,10 @@ impl<E> Operand<E> {
         self.windows.reserve(rows);
         self.at.reserve(rows);
         self.offsets.reserve(depth.div_ceil(step_len::<E>()));
+        self.turns.clear();
+        self.turns.reserve(depth.div_ceil(step_len::<E>()));
+        self.begin.clear();
+        self.begin.reserve(rows);
         self.strips.reserve(rows);
     }
 
@@ -78,6 +95,16 @@ impl<E> Operand<E> {
         self.mapped = None;
         self.pointed = false;
         self.windows.clear();
+    }
+
+    /// Fills in how many turns there are of each step of runs of `run` values, each of which begins with a step.
+    fn count_turns(&mut self, run: usize) {
+        let (step, turn) = (step_len::<E>(), in_turn::<E>());
+        let steps = run.div_ceil(step).max(1);
+        let left = |i: usize| run - i % steps * step;
+        let turns = (0..self.offsets.len()).map(|i| left(i).min(step).div_ceil(turn) as u8);
+        self.turns.clear();
+        self.turns.extend(turns);
     }
 
     /// Windows of rows that follow each other, `pitch` apart. With `ends` nothing may be read behind the last.
@@ -133,24 +160,32 @@ pub(super) fn ready<E: Element>(
     // finite).
     let reach = (first_row + rows) * g.c_in + depth.next_multiple_of(step_len::<E>()) - len;
     let follows = len == g.c_in && reach <= call.active.rows.len() * g.c_in;
+    // Values that are met one after another from where a step begins.
+    let mut run = depth;
     if even && (whole || follows) && rows >= SIDE {
         let start = call.input.as_ptr().wrapping_add(first_row * g.c_in + first);
         scratch.operand.consecutive(start, rows, g.c_in * size_of::<E>(), true);
         step_by_step(&mut scratch.operand, depth);
     } else if n_taps < g.kernel * g.kernel && filter.lines {
+        run = len;
         if !along_lines(g, call, (first_row, rows), scratch) {
             gathered(isa, filter, call, (first_row, rows), n_taps, (channels, 1), scratch);
         }
     } else {
         // Panels that were packed lie in another order.
         let lines = filter.lines && scratch.meets == Meets::Stream;
+        let together = if lines { g.kernel } else { n_taps };
+        run = together * len;
         let maps = g.kernel > 1 && n_taps == g.kernel * g.kernel && (whole || lines && len > 0);
         if !(maps && map(isa, g, call, (first_row, rows), (&channels, lines), scratch)) {
-            let together = if lines { g.kernel } else { n_taps };
             gathered(isa, filter, call, (first_row, rows), n_taps, (channels, together), scratch);
         }
     }
     scratch.operand.of = of;
+    scratch.operand.count_turns(run);
+    if without_sign::<E>(isa) {
+        scratch.operand.begin(isa);
+    }
 }
 
 /// Windows of sixteen neighbouring output pixels, whose kernel rows are read where they lie: what a step reads behind one meets
@@ -374,6 +409,15 @@ impl Lines {
 }
 
 impl<E: Element> Operand<E> {
+    /// Fills in what the sums of each window begin with.
+    fn begin(&mut self, isa: Isa) {
+        let Self { windows, offsets, turns, pitch, .. } = self;
+        // SAFETY: windows are of sixteen rows that can be read.
+        let of_window = |window: &Window<E>| unsafe { begin(isa, (window.start, *pitch), offsets, turns) };
+        self.begin.clear();
+        self.begin.extend(windows.iter().map(of_window));
+    }
+
     /// The windows of a block in lines that are copied to `base`, their positions `pitch` bytes apart. False where copying
     /// does not pay, or there is no `room` for it and a `run` behind.
     fn windows_in_lines(

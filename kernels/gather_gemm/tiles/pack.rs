@@ -2,7 +2,7 @@
 
 use super::super::Filter;
 use super::super::filter::turn_place;
-use crate::simd::tiles::{SIDE, in_turn, step_len};
+use crate::simd::tiles::{SIDE, column_zero, in_turn, step_len};
 use crate::{Element, Isa};
 use smallvec::SmallVec;
 use std::ops::Range;
@@ -87,7 +87,7 @@ pub(in super::super) fn columns<E: Element>(
     let mut finish = |pieces: &mut SmallVec<[Piece<E>; SIDE]>| {
         if let Some(tile) = tiles.next().filter(|_| listed.depth > 0) {
             tile[listed.list.len() * if listed.turns { in_turn::<E>() } else { 1 } * SIDE..]
-                .fill(E::from_f32(0.0));
+                .fill(column_zero(isa));
             copy(isa, pieces, listed, tile);
         }
         pieces.clear();
@@ -127,7 +127,7 @@ fn copy<E: Element>(isa: Isa, pieces: &[Piece<E>], listed: &Listed, tile: &mut [
         // SAFETY: both sets have such vectors; panels have as many inputs as was listed for, and tiles as many rows.
         return unsafe {
             match pieces {
-                _ if !listed.turns => avx512::copy_rows(pieces, list, to),
+                _ if !listed.turns => avx512::copy_rows(pieces, list, column_zero(isa), to),
                 [a] => avx512::copy_turns([a], list, to),
                 [a, b] => avx512::copy_turns([a, b], list, to),
                 [a, b, c] => avx512::copy_turns([a, b, c], list, to),
@@ -214,22 +214,28 @@ mod avx512 {
         }
     }
 
-    /// Rows that are put into turns.
+    /// Rows that are put into turns, and what stands for zero.
     ///
     /// # Safety
     /// The machine has such vectors, the panels the listed rows, and `to` room for as many.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn copy_rows<E: Element>(pieces: &[Piece<E>], rows: &[u32], to: *mut E) {
+    pub(super) unsafe fn copy_rows<E: Element>(pieces: &[Piece<E>], rows: &[u32], zero: E, to: *mut E) {
         let turn = in_turn::<E>();
         let bits = 8 * size_of::<E>();
         let count = |bits: usize| _mm_cvtsi32_si128(bits as i32);
+        let byte = bytemuck::bytes_of(&zero)[0];
+        let zero = _mm512_set1_epi32(i32::from(byte));
         // SAFETY: the caller's promise.
         unsafe {
             for (i, rows) in rows.chunks_exact(turn).enumerate() {
                 let mut all = _mm512_setzero_si512();
                 for piece in pieces {
                     let mut turned = _mm512_setzero_si512();
-                    for (i, &row) in rows.iter().enumerate().filter(|(_, row)| **row != ZEROS) {
+                    for (i, &row) in rows.iter().enumerate() {
+                        if row == ZEROS {
+                            turned = _mm512_or_si512(turned, _mm512_sll_epi32(zero, count(bits * i)));
+                            continue;
+                        }
                         let (from, within) = (row as usize / turn, row as usize % turn);
                         let from = _mm512_loadu_si512(piece.panel.add(from * turn_len::<E>()).cast());
                         // The other rows are shifted out, those above it first.
