@@ -2,7 +2,7 @@ use super::micro::UNIT;
 use super::tiles;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::Neon;
-use crate::simd::tiles::{SIDE, in_turn, step_len, without_sign};
+use crate::simd::tiles::{MOST_COLUMNS, SIDE, in_turn, step_len, without_sign};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Kind, Portable, Simd};
@@ -190,7 +190,7 @@ impl<E: Element> Filter<E> {
             1 if in_units => Layout::Units,
             _ => Layout::Panels,
         };
-        let tile = if layout == Layout::Turns { tiles::tile(isa) } else { tile };
+        let tile = if layout == Layout::Turns { tiles::tile(isa, g.c_out) } else { tile };
         let taps = g.kernel * g.kernel;
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
@@ -417,7 +417,7 @@ fn tile_for(isa: Isa, g: &ConvGeometry) -> Tile {
 
 /// The GEMM tile of an instruction set and a type of elements, for all but short reductions.
 pub fn tile(isa: Isa, dtype: DType) -> Tile {
-    if isa.has_tiles_of(dtype) { tiles::tile(isa) } else { vector_tiles(isa)[0] }
+    if isa.has_tiles_of(dtype) { tiles::tile(isa, MOST_COLUMNS * SIDE) } else { vector_tiles(isa)[0] }
 }
 
 /// The usual tile, and the one for short reductions.

@@ -12,6 +12,8 @@ pub(crate) const SIDE: usize = 16;
 /// The most tiles of columns that a product has, and what tiles have registers for; vectors have some for all.
 pub(crate) const MOST_COLUMNS: usize = 4;
 pub(crate) const COLUMNS_OF_TILES: usize = 2;
+/// Rows that vectors have registers for next to so many columns.
+pub(crate) const ROWS_OF_VECTORS: usize = 6;
 /// Elements of each row that are met at a time, in a step of a reduction: 64 bytes.
 pub(crate) const fn step_len<E>() -> usize {
     64 / size_of::<E>()

@@ -12,24 +12,36 @@ use super::rows::point_out;
 use super::scratch::Scratch;
 use super::{Filter, GatherGemm, Placement};
 use crate::simd::Kind;
-use crate::simd::tiles::{COLUMNS_OF_TILES, MOST_COLUMNS, Product, SIDE, Tiles, step_len};
+use crate::simd::tiles::{COLUMNS_OF_TILES, MOST_COLUMNS, Product, ROWS_OF_VECTORS, SIDE, Tiles, step_len};
 use crate::{Element, Isa};
 pub(super) use operand::Operand;
 use operand::Window;
 use std::ops::Range;
 
-/// What is computed at once: two tiles of rows × as many of columns as there are registers for.
-pub(super) fn tile(isa: Isa) -> Tile {
+/// What is computed at once for `c_out` columns: two tiles of rows × as many of columns as there are registers for.
+pub(super) fn tile(isa: Isa, c_out: usize) -> Tile {
+    let all = c_out.div_ceil(SIDE);
     let columns = match isa.0 {
+        // One or two tiles that are left over read as much of the rows as all others together.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Vnni if all.is_multiple_of(MOST_COLUMNS - 1) && (1..3).contains(&(all % MOST_COLUMNS)) => {
+            MOST_COLUMNS - 1
+        }
         #[cfg(target_arch = "x86_64")]
         Kind::Vnni => MOST_COLUMNS,
         _ => COLUMNS_OF_TILES,
     };
-    Tile { lanes: SIDE, columns: columns * SIDE, rows: ROWS }
+    let rows = if columns > COLUMNS_OF_TILES { ROWS_OF_VECTORS } else { ROWS };
+    Tile { lanes: SIDE, columns: columns * SIDE, rows }
 }
 
 /// Rows of a product.
 const ROWS: usize = 2 * SIDE;
+
+/// Rows that blocks are cut between: whole tiles, of which vectors compute any rows.
+fn grain<E>(filter: &Filter<E>) -> usize {
+    if filter.tile.rows < SIDE { 1 } else { SIDE }
+}
 /// Sums of a product.
 const SUMS: usize = ROWS * MOST_COLUMNS * SIDE;
 
@@ -87,20 +99,23 @@ pub(super) fn cut<'a, E: Element>(
     let shares = (0..).map(|halves| threads >> halves).find(|shares| 2 * shares <= tiles).unwrap_or(1).max(1);
     let near = NEAR_ROWS / (depth * size_of::<E>()).max(1) / SIDE * SIDE;
     let listed = g.is_pointwise() && call.input_rows == Placement::Natural && !call.active.rows.is_all();
-    let small = match () {
-        _ if bytes > NEAR_WEIGHTS => 1,
-        _ if listed => (tiles / COPIED_TILES).min(2 * wanted),
-        _ if g.groups == 1 && job.columns > 2 && near >= FEWEST_ROWS => rows.div_ceil(near),
-        _ => 1,
+    let small = if bytes > NEAR_WEIGHTS {
+        1
+    } else if listed {
+        (tiles / COPIED_TILES).min(2 * wanted)
+    } else if g.groups == 1 && job.columns > 2 && near >= FEWEST_ROWS {
+        rows.div_ceil(near)
+    } else {
+        1
     };
     let blocks = least.max(small).next_multiple_of(if by_rows { shares } else { 1 });
     let parts = evenly(job.columns, wanted.div_ceil(blocks));
-    Job { tiles, blocks, parts, ..job }
+    Job { tiles: rows.div_ceil(grain(filter)), blocks, parts, ..job }
 }
 
 /// The rows of a block.
-fn rows_of(job: &Job<'_>, block: usize) -> Range<usize> {
-    let row = |block: usize| job.rows.end.min(job.rows.start + piece(job.tiles, job.blocks, block) * SIDE);
+fn rows_of(job: &Job<'_>, grain: usize, block: usize) -> Range<usize> {
+    let row = |block: usize| job.rows.end.min(job.rows.start + piece(job.tiles, job.blocks, block) * grain);
     row(block)..row(block + 1)
 }
 
@@ -115,7 +130,7 @@ pub(super) fn run_chunk<E: Element>(
 ) {
     let (block, part) = (chunk / job.parts, chunk % job.parts);
     let columns = piece(job.columns, job.parts, part)..piece(job.columns, job.parts, part + 1);
-    let rows = rows_of(job, block);
+    let rows = rows_of(job, grain(filter), block);
     let g = filter.geometry();
     let folded = filter.folded && job.c_in.is_none() && job.c_out.is_none();
     let n_taps = if folded { g.kernel } else { g.kernel * g.kernel };

@@ -3,7 +3,7 @@
 //! The instruction multiplies numbers without a sign by numbers with one. Columns therefore lie in memory as 128 more than
 //! they are ([`column_zero`](super::column_zero)), and sums begin with that many times what each row sums up to, less.
 
-use super::{MOST_COLUMNS, Product, SIDE};
+use super::{MOST_COLUMNS, Product, ROWS_OF_VECTORS, SIDE};
 use std::arch::x86_64::*;
 
 /// Bytes that a column has of each row in turn, and of a step.
@@ -14,7 +14,7 @@ const TURN_OF_COLUMNS: usize = TURN * SIDE;
 
 /// The most rows whose sums are in registers together with those of so many tiles of columns.
 const fn most_rows(columns: usize) -> usize {
-    if columns == MOST_COLUMNS { 6 } else { 8 }
+    if columns == MOST_COLUMNS { ROWS_OF_VECTORS } else { 8 }
 }
 
 /// See [`Tiles::multiply`](super::Tiles::multiply).
@@ -133,15 +133,12 @@ unsafe fn multiply_rows<const R: usize, const N: usize, const S: usize, E>(
 pub(super) unsafe fn begin(a: *const u8, pitch: usize, offsets: &[usize], turns: &[u8]) -> [i32; SIDE] {
     let ones = _mm512_set1_epi8(1);
     let mut rows = [_mm512_setzero_si512(); SIDE];
-    for (row, sum) in rows.iter_mut().enumerate() {
-        let a = a.wrapping_add(row * pitch);
-        for (&offset, &turns) in offsets.iter().zip(turns) {
+    for (&offset, &turns) in offsets.iter().zip(turns) {
+        let met = ((1u32 << turns) - 1) as u16;
+        for (row, sum) in rows.iter_mut().enumerate() {
+            let values = a.wrapping_add(offset + row * pitch).cast();
             // SAFETY: the caller's promise.
-            let values = unsafe {
-                let met = ((1u32 << turns) - 1) as u16;
-                _mm512_maskz_loadu_epi32(met, a.wrapping_add(offset).cast())
-            };
-            *sum = _mm512_dpbusd_epi32(*sum, ones, values);
+            *sum = _mm512_dpbusd_epi32(*sum, ones, unsafe { _mm512_maskz_loadu_epi32(met, values) });
         }
     }
     let mut begin = [0; SIDE];

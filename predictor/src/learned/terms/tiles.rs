@@ -7,8 +7,14 @@ use crate::workload::Workload;
 
 /// Rows and columns of a tile.
 const SIDE: f64 = 16.0;
-/// What a product computes at once.
-const PRODUCT: f64 = 2.0 * SIDE;
+/// Rows of a product, and columns on tiles and on vectors of bytes.
+const ROWS: f64 = 2.0 * SIDE;
+const COLUMNS_OF_TILES: f64 = 2.0 * SIDE;
+const MOST_COLUMNS: f64 = 4.0 * SIDE;
+/// Rows of it whose sums vectors keep in registers.
+const ROWS_OF_VECTORS: f64 = 6.0;
+/// Bytes of each column that vectors multiply at once.
+const TURN: f64 = 4.0;
 /// Copied rows of a block.
 const GATHERED_BYTES: f64 = 1200.0 * 1024.0;
 const MOST_ROWS: f64 = 512.0;
@@ -25,11 +31,28 @@ const MOST_WASTE: f64 = 1.7;
 const MOST_WASTE_OF_FEW: f64 = 2.6;
 /// What a step of a product takes where nothing is waited for.
 const NS_PER_STEP: f64 = 25.0;
+/// The same of a vector's product.
+const NS_PER_VECTOR: f64 = 0.17;
 
 /// Whether calls run on tiles: what such a CPU computes in f32, and with vectors of bytes in bfloat16, is of another instruction
 /// set.
 pub(super) fn runs(facts: &DeviceFacts) -> bool {
-    ["amx", "avx512vnni"].contains(&&*facts.isa)
+    facts.isa == "amx" || vectors(facts)
+}
+
+/// Whether products of bytes are computed by vectors.
+fn vectors(facts: &DeviceFacts) -> bool {
+    facts.isa == "avx512vnni"
+}
+
+/// Columns of a panel.
+fn width(w: &Workload, facts: &DeviceFacts) -> f64 {
+    let all = w.c_out.div_ceil(SIDE as u32);
+    match vectors(facts) {
+        true if all.is_multiple_of(3) && (1..3).contains(&(all % 4)) => MOST_COLUMNS - SIDE,
+        true => MOST_COLUMNS,
+        false => COLUMNS_OF_TILES,
+    }
 }
 
 /// Values of a row that are met at a time.
@@ -81,14 +104,14 @@ fn read(w: &Workload, (rows, runs, jobs): (f64, f64, f64), inputs: f64, lines: b
 fn blocks(
     w: &Workload,
     (rows, jobs, wanted): (f64, f64, f64),
-    (steps, panels, weights): (f64, f64, f64),
+    (steps, (columns, width), weights): (f64, (f64, f64), f64),
 ) -> f64 {
     let (element, length) = (f64::from(w.dtype.bytes()), 64.0 * steps);
     let pitch = 64.0 * (steps + flag(steps % 2.0 == 0.0));
     let tiles = (rows / SIDE).ceil().max(1.0);
-    let most_rows = ((GATHERED_BYTES / pitch / SIDE).floor() * SIDE).clamp(PRODUCT, MOST_ROWS);
+    let most_rows = ((GATHERED_BYTES / pitch / SIDE).floor() * SIDE).clamp(ROWS, MOST_ROWS);
     let least = (rows / most_rows).ceil().max(1.0);
-    let row = WEIGHTS_PER_INPUT * length + panels * PRODUCT * element;
+    let row = WEIGHTS_PER_INPUT * length + columns * width * element;
     let mut shares = if jobs < f64::from(w.threads) { f64::from(w.threads) } else { 1.0 };
     while shares > 1.0 && 2.0 * shares > tiles {
         shares = (shares / 2.0).floor();
@@ -100,7 +123,7 @@ fn blocks(
     let small = match () {
         _ if weights > NEAR_WEIGHTS => 1.0,
         _ if listed => (tiles / COPIED_TILES).floor().min(2.0 * wanted),
-        _ if w.groups == 1 && panels > 2.0 && near >= FEWEST_ROWS => (rows / near).ceil(),
+        _ if w.groups == 1 && columns > 2.0 && near >= FEWEST_ROWS => (rows / near).ceil(),
         _ => 1.0,
     };
     let turns = if by_rows { shares } else { 1.0 };
@@ -114,9 +137,10 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
         (some(w.c_in_listed, w.c_in_active, w.c_in), some(w.c_out_listed, w.c_out_active, w.c_out));
     let jobs = if li || lo { f64::from(w.batch) } else { 1.0 };
     let (rows, runs) = (s.rows / jobs, f64::from(w.runs) / jobs);
+    let (width, vectors) = (width(w, facts), vectors(facts));
     // Sets of columns that read the same channels.
     let (panels, inputs, sets) = if w.groups == 1 {
-        (w.c_out_active / PRODUCT, w.c_in_active, 1.0)
+        (w.c_out_active / width, w.c_in_active, 1.0)
     } else {
         // Groups narrower than a tile share it, with zeros off the diagonal.
         let together =
@@ -125,7 +149,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
         (sets * (w.c_out_active / sets / SIDE).ceil(), w.c_in_active / sets, sets)
     };
     let (panels, narrow) = match w.groups {
-        1 if (panels.fract() * PRODUCT) > 0.0 && panels.fract() * PRODUCT <= SIDE => (panels.ceil(), 1.0),
+        1 if (panels.fract() * width) > 0.0 && panels.fract() * width <= SIDE => (panels.ceil(), 1.0),
         1 => (panels.ceil(), 0.0),
         _ => (panels, panels),
     };
@@ -137,7 +161,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
 
     let threads = f64::from(w.threads);
     let wanted = if w.threads == 1 { 1.0 } else { (threads * CHUNKS_PER_THREAD / jobs).ceil() };
-    let blocks = blocks(w, (rows, jobs, wanted), (steps, panels, s.weights));
+    let blocks = blocks(w, (rows, jobs, wanted), (steps, (panels, width), s.weights));
     let parts = parts(panels, wanted / blocks);
     let chunks = blocks * parts * jobs;
     let share = if threads == 1.0 { 1.0 } else { ((chunks / threads).ceil() / chunks).max(s.share) };
@@ -146,28 +170,63 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
 
     let heights = (windows / 2.0).ceil() * jobs;
     let products = heights * panels * share;
-    let work_steps = if w.rows == 0 { 0.0 } else { products * steps };
     let (map, gathered) = (flag(read == Read::Map), flag(read == Read::Gathered));
-    work.add(
-        Kind::Compute,
-        &[
-            work_steps,
-            work_steps * map,
-            work_steps * gathered,
-            work_steps * s.cold,
-            work_steps * flag(w.groups > 1),
-            heights * narrow * steps * share,
-            jobs * panels * steps * share * flag(windows % 2.0 == 1.0),
-            products,
-            products * (steps / PART_STEPS).ceil(),
-            s.rows * panels * share,
-            s.rows * narrow * share,
-            s.rows * panels * flag(w.residual) * share,
-            s.rows * flag(w.c_out_active % SIDE > 0.0) * share,
-        ],
-    );
+    let (rows_of_columns, residual) = (s.rows * panels * share, flag(w.residual));
+    let odd_columns = s.rows * flag(w.c_out_active % SIDE > 0.0) * share;
+    let work_steps = if w.rows == 0 { 0.0 } else { products * steps };
+    let mut busy_ns = work_steps * NS_PER_STEP;
+    if vectors {
+        let bytes = f64::from(w.dtype.bytes());
+        let turns = match lines {
+            true => kernel * (kernel * inputs * bytes / TURN).ceil(),
+            false => (depth * bytes / TURN).ceil(),
+        };
+        let tiles = if w.groups == 1 { (w.c_out_active / SIDE).ceil() } else { panels };
+        let each = s.rows * turns * share;
+        let all = each * tiles;
+        busy_ns = all * NS_PER_VECTOR;
+        let passes = (s.rows / ROWS_OF_VECTORS).max(windows * jobs) * share;
+        work.add(
+            Kind::Compute,
+            &[
+                all,
+                all * map,
+                all * gathered,
+                all * s.cold,
+                all * flag(w.groups > 1),
+                each * narrow,
+                passes * tiles * turns,
+                passes * panels,
+                passes * panels * steps,
+                products * (steps / PART_STEPS).ceil(),
+                s.rows * tiles * share,
+                s.rows * narrow * share,
+                s.rows * tiles * residual * share,
+                odd_columns,
+            ],
+        );
+    } else {
+        work.add(
+            Kind::Compute,
+            &[
+                work_steps,
+                work_steps * map,
+                work_steps * gathered,
+                work_steps * s.cold,
+                work_steps * flag(w.groups > 1),
+                heights * narrow * steps * share,
+                jobs * panels * steps * share * flag(windows % 2.0 == 1.0),
+                products,
+                products * (steps / PART_STEPS).ceil(),
+                rows_of_columns,
+                s.rows * narrow * share,
+                rows_of_columns * residual,
+                odd_columns,
+            ],
+        );
+    }
     let streamed = blocks * jobs * s.weights * share;
-    let waits = (streamed * SHARED_NS_PER_BYTE - work_steps * NS_PER_STEP).max(0.0);
+    let waits = (streamed * SHARED_NS_PER_BYTE - busy_ns).max(0.0);
     let resident = flag(s.weights <= 0.5 * facts.l2_bytes.max(1) as f64);
     let (input, output) = (s.input * share, s.output * share);
     work.add(
@@ -190,7 +249,7 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
     );
     // Rows lie in turns of four bytes of each column; where some of a turn are inactive, others are put together.
     let turns = !li || (w.group_size * w.dtype.bytes()).is_multiple_of(4);
-    let bytes = s.taps * f64::from(w.c_in) * panels * PRODUCT * f64::from(w.dtype.bytes());
+    let bytes = s.taps * f64::from(w.c_in) * panels * width * f64::from(w.dtype.bytes());
     let packings = flag(li || lo) * packings((jobs, threads), (blocks, share), bytes);
     let packed = packings * depth * w.c_out_active;
     // Panels that the columns of a packed tile come from.
@@ -214,6 +273,9 @@ pub(super) fn fill(w: &Workload, facts: &DeviceFacts, work: &mut Work) {
             packed,
             packings * panels,
             blocks * jobs * depth * share * flag(li || lo),
+            // What the sums of rows begin with.
+            windows * jobs * copies * sets * steps * flag(vectors),
+            windows * jobs * copies * sets * flag(vectors),
         ],
     );
     work.add(Kind::Launch, &[1.0, s.cold, threads - 1.0, flag(w.threads > 1), chunks * share]);
@@ -235,8 +297,8 @@ mod tests {
             let taps = f64::from(w.kernel * w.kernel);
             let (c_in, c_out) = (f64::from(w.c_in), f64::from(w.c_out));
             let wanted = if w.threads == 1 { 1.0 } else { f64::from(w.threads) * CHUNKS_PER_THREAD };
-            let sizes =
-                ((taps * c_in / step_len(&w)).ceil(), (c_out / PRODUCT).ceil(), taps * c_in * c_out * 2.0);
+            let columns = ((c_out / COLUMNS_OF_TILES).ceil(), COLUMNS_OF_TILES);
+            let sizes = ((taps * c_in / step_len(&w)).ceil(), columns, taps * c_in * c_out * 2.0);
             blocks(&w, (f64::from(w.rows), 1.0, wanted), sizes)
         };
         let rows = pointwise(15, 256, 256);
