@@ -14,7 +14,7 @@ const QUERIES: usize = 50;
 
 fn main() -> anyhow::Result<()> {
     let given = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
-    let path = given.as_deref().unwrap_or("predictor/profiles/xeon-amx-1.json");
+    let path = given.as_deref().unwrap_or("predictor/profiles/xeon-emr-1.json");
     let profile = Profile::from_json(&std::fs::read_to_string(path)?, None)?;
     let setting = Setting::of(&profile, 1, DType::F32);
     println!("{:>14} {:>6} {:>8} {:>8}", "spatial gates", "calls", "median", "best");
