@@ -181,16 +181,20 @@ impl<E: Element> Filter<E> {
     ) -> Result<Self> {
         let g = spec.geometry;
         spec.check("filter")?;
-        let (tile, deep) = (tile_for(isa, &g), vector_tiles(isa)[0]);
+        let high = vector_tiles(isa)[0];
         let in_units = spec.output_group.is_some_and(|group| group.is_multiple_of(UNIT))
             && g.c_in.is_multiple_of(UNIT)
-            && deep.columns.is_multiple_of(2 * UNIT);
+            && high.columns.is_multiple_of(2 * UNIT);
         let layout = match g.groups {
             _ if isa.has_tiles_of(E::DTYPE) => Layout::Turns,
             1 if in_units => Layout::Units,
             _ => Layout::Panels,
         };
-        let tile = if layout == Layout::Turns { tiles::tile(isa, g.c_out) } else { tile };
+        let tile = match layout {
+            Layout::Panels => tile_for(isa, &g),
+            Layout::Units => high,
+            Layout::Turns => tiles::tile(isa, g.c_out),
+        };
         let taps = g.kernel * g.kernel;
         let inside = (g.output.h - 1) * g.stride + g.kernel <= g.input.h
             && (g.output.w - 1) * g.stride + g.kernel <= g.input.w;
@@ -261,7 +265,7 @@ impl<E: Element> Filter<E> {
             lines,
             layout,
             tile,
-            units_tile: Tile { columns: deep.columns / 2, ..deep },
+            units_tile: Tile { columns: high.columns / 2, ..high },
         })
     }
 
@@ -403,24 +407,23 @@ pub struct Tile {
     pub rows: usize,
 }
 
-/// Reductions up to this long are short, on maps of at least so many pixels: what a tile does before and behind its
-/// reduction takes long then, and a wide one does it for less input.
-const SHORT: usize = 160;
-const MANY_PIXELS: usize = 784;
+/// Maps of so many pixels have rows for many tiles: lower and wider ones ask the caches and the front of the pipeline for
+/// less there, which counts most where another program shares them.
+const MANY_PIXELS: usize = 196;
 
-/// The GEMM tile of a convolution.
+/// The GEMM tile of a convolution whose panels are streamed.
 fn tile_for(isa: Isa, g: &ConvGeometry) -> Tile {
-    let [deep, wide] = vector_tiles(isa);
-    let short = g.kernel * g.kernel * g.c_in <= SHORT && g.output.pixels() >= MANY_PIXELS;
-    if g.groups == 1 && short && g.c_out.is_multiple_of(wide.columns) { wide } else { deep }
+    let [high, wide] = vector_tiles(isa);
+    let many = g.groups == 1 && g.output.pixels() >= MANY_PIXELS;
+    if many && g.c_out.is_multiple_of(wide.columns) { wide } else { high }
 }
 
-/// The GEMM tile of an instruction set and a type of elements, for all but short reductions.
+/// The GEMM tile of an instruction set and a type of elements, where rows are few.
 pub fn tile(isa: Isa, dtype: DType) -> Tile {
     if isa.has_tiles_of(dtype) { tiles::tile(isa, MOST_COLUMNS * SIDE) } else { vector_tiles(isa)[0] }
 }
 
-/// The usual tile, and the one for short reductions.
+/// The usual tile, and the one for many rows.
 fn vector_tiles(isa: Isa) -> [Tile; 2] {
     fn of<S: Simd>() -> [Tile; 2] {
         [(S::NV, S::MR), S::WIDE].map(|(vectors, rows)| Tile {

@@ -71,6 +71,8 @@ dispatch! {
 /// Bytes of a panel's rows that are multiplied with all rows of a strip before the next ones are: these and the next ones
 /// together stay in the second-level cache.
 const PART: usize = 144 << 10;
+/// The same of wide tiles, which read them twice as often for as many sums.
+const WIDE_PART: usize = 96 << 10;
 /// The same where a strip has few rows: these stay in the first-level cache. What comes next has to arrive soon there, and
 /// its lines would wait behind those that every tile asks the second-level cache for.
 const SMALL_PART: usize = 32 << 10;
@@ -82,7 +84,11 @@ fn compute_set<S: Simd, E: Element>(strip: &Strip<'_, E>) {
     const { assert!(S::MR * S::NV * S::LANES <= 12 * 32 && S::WIDE.0 * S::WIDE.1 <= S::MR * S::NV) };
     let depth = strip.segments.last().map_or(0, |last| (last.panel_row + last.inputs) as usize);
     let bytes = depth * strip.end.stored * size_of::<E>();
-    let part = if strip.rows <= FEW_ROWS { SMALL_PART } else { PART };
+    let part = match strip.end.stored / S::LANES {
+        _ if strip.rows <= FEW_ROWS => SMALL_PART,
+        vectors if vectors > S::NV => WIDE_PART,
+        _ => PART,
+    };
     let length = strip.segments.len().div_ceil(bytes.div_ceil(part).max(1)).max(1);
     let parts = strip.segments.len().div_ceil(length).max(1);
     let first_step =

@@ -201,9 +201,10 @@ fn geometries_by_name() {
         conv(1, 5, 3, 7, 3, 1, 1),
         conv(2, 2, 8, 8, 3, 2, 1),
         conv(20, 20, 3, 64, 7, 2, 1),
-        // Short reductions on maps that are large enough for a wide tile.
+        // Maps that are large enough for a wide tile, with one and with several parts of its reduction.
         conv(28, 28, 24, 64, 1, 1, 1),
         conv(30, 29, 13, 128, 3, 1, 1),
+        conv(14, 14, 120, 64, 3, 1, 1),
         // More parts of the reduction than divide its segments evenly.
         conv(3, 2, 1030, 20, 3, 1, 1),
         ConvGeometry {

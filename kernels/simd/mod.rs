@@ -157,7 +157,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const NV: usize;
     /// Most rows of the GEMM tile with full panels.
     const MR: usize;
-    /// Vectors and most rows of the GEMM tile for short reductions.
+    /// Vectors and most rows of the GEMM tile where there are many rows.
     const WIDE: (usize, usize) = (Self::NV, Self::MR);
 
     /// Runs a part of a kernel in a function of its own.

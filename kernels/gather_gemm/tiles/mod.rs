@@ -1,6 +1,7 @@
 //! Blocks of rows × panels on processors that multiply tiles. A tile reads sixteen rows that lie evenly: where those of a
 //! block do not, they are copied first, and then every panel meets them.
 
+mod lines;
 mod operand;
 pub(super) mod pack;
 mod write;

@@ -226,14 +226,17 @@ mod bytes {
     pub(super) unsafe fn rows<E: Element>(product: &Written<'_, E>) {
         assert!(size_of::<E>() == 1);
         let end = product.end;
+        let plain = end.act != Act::Relu6 && end.constant.is_null();
         for column in (0..end.stored).step_by(PAIR) {
             // SAFETY: the caller's promise.
             unsafe {
-                if end.columns >= column + PAIR && end.act != Act::Relu6 && end.constant.is_null() {
+                if plain && end.columns >= column + PAIR {
                     match end.residual {
                         true => pairs::<true, E>(product, column),
                         false => pairs::<false, E>(product, column),
                     }
+                } else if plain && end.columns == column + SIDE && !end.residual {
+                    fours(product, column);
                 } else {
                     let last = end.stored.min(column + PAIR);
                     (column..last).step_by(SIDE).for_each(|column| some(product, column));
@@ -291,6 +294,51 @@ mod bytes {
                 let both = _mm512_permutexvar_epi32(together, _mm512_packs_epi16(values[0], values[1]));
                 _mm256_storeu_si256(out[1].cast(), _mm512_extracti64x4_epi64::<1>(both));
                 _mm256_storeu_si256(out[0].cast(), _mm512_castsi512_si256(both));
+            }
+        }
+    }
+
+    /// One tile of columns from `column` on, which is whole, without constant or residual: four rows at a time.
+    ///
+    /// # Safety
+    /// As above.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn fours<E>(product: &Written<'_, E>, column: usize) {
+        let Written { end, rows, sums, at } = product;
+        // What is stored could change what is behind a reference, as far as the compiler knows.
+        let (sums, at, outputs, classes) = (sums.wrapping_add(column), *at, end.out, end.bias_stride > 0);
+        let (stored, from) = (end.stored, end.column + column);
+        // Packing takes four columns of every row in turns.
+        let together = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let least = _mm512_set1_epi8(if end.act == Act::Relu { 0 } else { i8::MIN });
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = _mm512_loadu_ps(end.scale.add(column));
+            let mut bias = _mm512_loadu_ps(end.bias.add(column));
+            for first in rows.clone().step_by(4) {
+                // Where fewer are left the last row is computed again.
+                let four: [usize; 4] = std::array::from_fn(|i| (first + i).min(rows.end - 1));
+                let mut values = [_mm512_setzero_si512(); 4];
+                for (value, row) in values.iter_mut().zip(four) {
+                    if classes {
+                        bias = _mm512_loadu_ps(end.bias_of(row).add(column));
+                    }
+                    let sums = sums.add(*at.add(row) as usize * stored);
+                    let sums = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.cast()));
+                    *value = _mm512_cvtps_epi32(_mm512_fmadd_ps(sums, scale, bias));
+                }
+                let [a, b, c, d] = values;
+                let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+                let bytes = _mm512_permutexvar_epi32(together, _mm512_max_epi8(bytes, least));
+                let bytes = [
+                    _mm512_castsi512_si128(bytes),
+                    _mm512_extracti32x4_epi32::<1>(bytes),
+                    _mm512_extracti32x4_epi32::<2>(bytes),
+                    _mm512_extracti32x4_epi32::<3>(bytes),
+                ];
+                for (bytes, row) in bytes.into_iter().zip(four) {
+                    _mm_storeu_si128((*outputs.add(row)).add(from).cast(), bytes);
+                }
             }
         }
     }

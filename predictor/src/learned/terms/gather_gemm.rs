@@ -20,10 +20,9 @@ const PACKED_BYTES: f64 = 640.0 * 1024.0;
 /// Longest stretch of the reduction.
 const SEGMENT: f64 = 256.0;
 
-/// Reductions up to this long, on maps of at least so many pixels, have a tile that is twice as wide and half as high
-/// where vectors are this long.
-const SHORT: u32 = 160;
-const MANY_PIXELS: u64 = 784;
+/// Maps of this many pixels have a tile that is twice as wide and half as high where vectors are so long, unless columns come
+/// in units.
+const MANY_PIXELS: u64 = 196;
 const WIDE_LANES: u32 = 16;
 
 /// Rates that say whether weights arrive in time, of current server CPUs.
@@ -54,9 +53,9 @@ impl Layout {
         let units = in_units && pixels < PACKED_PIXELS;
         let runs = w.groups == 1 && w.group_size.is_multiple_of(RUN);
         let packs = if in_units { !units } else { some_out || some_in && !runs };
-        let short = w.kernel * w.kernel * w.c_in <= SHORT && pixels >= MANY_PIXELS;
+        let many = pixels >= MANY_PIXELS && !in_units;
         let fits = w.groups == 1 && w.c_out.is_multiple_of(2 * facts.tile_columns.max(1));
-        let (columns, rows) = match (units, short && fits && facts.lanes == WIDE_LANES) {
+        let (columns, rows) = match (units, many && fits && facts.lanes == WIDE_LANES) {
             (true, _) => (columns / 2.0, rows),
             (false, true) => (2.0 * columns, rows / 2.0),
             (false, false) => (columns, rows),
