@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // Where it runs, not where it was compiled: several checkouts may share a target folder.
+    let root =
+        &PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("Cargo says where the package is"));
     let mut files = Vec::new();
     sources(root, &mut files);
     // It says what there is to compute, not how.
